@@ -1,0 +1,307 @@
+"""Every effect on the machine: commands, files, HTTP and time, below one root folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpuboot.clock import Clock, SystemClock
+from gpuboot.errors import Code, GpubootError, Stopped
+from gpuboot.secret import Mask
+from gpuboot.web import RequestsWeb, Web
+
+log = logging.getLogger(__name__)
+
+COMMAND_FAILED = Code(
+    "GB010",
+    "a command failed",
+    (
+        "The command's own last lines, shown as evidence, say why.",
+        "A file system that is full or read-only makes unrelated commands fail.",
+    ),
+    ("journalctl -u gpuboot -n 50", "df -h /", "gpuboot status"),
+)
+COMMAND_TIMEOUT = Code(
+    "GB011",
+    "a command did not end in time and was stopped",
+    ("The machine is overloaded, or the command waits for something that does not come.",),
+    ("journalctl -u gpuboot -n 50", "gpuboot status"),
+)
+WRITE_FAILED = Code(
+    "GB012",
+    "a file could not be written",
+    ("The disk is full.", "The file system is read-only, often after a disk error."),
+    ("df -h /", "findmnt -no OPTIONS /", "journalctl -k -p err -n 20"),
+)
+
+# Nothing of the caller's environment reaches a command: what it does must not depend on who
+# started us, and its texts must be the ones we know.
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "HOME": "/root",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One program call. `patient`: never stopped by us, for apt and dpkg, which a kill breaks."""
+
+    argv: tuple[str, ...]
+    timeout: float
+    env: Mapping[str, str] = field(default_factory=dict)
+    input: str | None = None
+    patient: bool = False
+
+    def __str__(self) -> str:
+        return shlex.join(self.argv)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: exit status, standard output and standard error, kept apart."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+
+    @property
+    def said(self) -> str:
+        """What a person would want to read: standard error, or else the output."""
+        return (self.err.strip() or self.out.strip())[-2000:]
+
+
+NOT_FOUND = 127  # the exit status a shell gives for a program that is not there
+
+Runner = Callable[[Command], Result]
+
+
+def run_process(command: Command) -> Result:
+    """Run it in a process group of its own, so that a timeout ends its children as well.
+
+    Raises TimeoutError after the group was killed. A program that is not there is status 127.
+    """
+    try:
+        process = subprocess.Popen(
+            command.argv,
+            stdin=subprocess.PIPE if command.input is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**ENVIRONMENT, **command.env},
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        return Result(NOT_FOUND, err=f"{command.argv[0]}: command not found")
+    with process:
+        try:
+            out, err = process.communicate(
+                command.input, timeout=None if command.patient else command.timeout
+            )
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise TimeoutError(command.argv[0]) from None
+    return Result(process.returncode, out, err)
+
+
+class Host:
+    """The machine. Paths are absolute names on the node; `root` is put in front of them."""
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        *,
+        runner: Runner = run_process,
+        clock: Clock | None = None,
+        web: Web | None = None,
+    ) -> None:
+        self.root = root
+        self.clock: Clock = clock or SystemClock()
+        self.web: Web = web or RequestsWeb()
+        self.mask = Mask()
+        self._runner = runner
+        self._stopping = False
+
+    # -- stopping ---------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """From now on start nothing new; what runs is waited for. Safe in a signal handler."""
+        self._stopping = True
+        self.clock.wake()
+
+    def proceed(self) -> None:
+        """Raise Stopped if we were asked to stop."""
+        if self._stopping:
+            raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, or less when woken. Raises Stopped."""
+        self.proceed()
+        self.clock.sleep(seconds)
+        self.proceed()
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,  # noqa: A002 - subprocess's own word for it
+        patient: bool = False,
+    ) -> Result:
+        """Run a command whatever its exit status; secrets in its output are masked.
+
+        Raises GB011 if it took longer than `timeout` seconds, Stopped if nothing may start.
+        """
+        self.proceed()
+        command = Command(tuple(argv), timeout, env or {}, input, patient)
+        log.debug("run: %s", self.mask(str(command)))
+        try:
+            result = self._runner(command)
+        except TimeoutError:
+            raise GpubootError(
+                COMMAND_TIMEOUT,
+                self.mask(f"{command} took longer than {timeout:g} s"),
+                retry=True,
+            ) from None
+        result = Result(result.code, self.mask(result.out), self.mask(result.err))
+        log.debug("run: exit %d: %s", result.code, result.said)
+        return result
+
+    def must(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        patient: bool = False,
+    ) -> str:
+        """Run a command that has to succeed; its output. Raises GB010 with what it said."""
+        result = self.run(argv, timeout=timeout, env=env, patient=patient)
+        if result.code != 0:
+            raise GpubootError(
+                COMMAND_FAILED,
+                self.mask(f"{shlex.join(argv)} ended with status {result.code}"),
+                evidence=result.said,
+                retry=True,
+            )
+        return result.out
+
+    # -- looking at files -------------------------------------------------------------------
+
+    def path(self, name: str) -> Path:
+        """Where the node's absolute name lies below our root."""
+        return self.root / name.lstrip("/")
+
+    def read(self, name: str) -> str | None:
+        """A file's text, undecodable bytes replaced; None if there is no such file."""
+        try:
+            return self.path(name).read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            # sysfs and procfs have files that refuse to be read (EIO, ENODEV, EINVAL).
+            return None
+
+    def exists(self, name: str) -> bool:
+        """Whether something is there; a dangling link counts."""
+        return os.path.lexists(self.path(name))
+
+    def names(self, name: str) -> list[str]:
+        """The sorted names in a folder; none if there is no such folder."""
+        try:
+            return sorted(entry.name for entry in self.path(name).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def link(self, name: str) -> str | None:
+        """What a symbolic link says, unresolved; None if there is none."""
+        try:
+            return str(self.path(name).readlink())
+        except OSError:
+            return None
+
+    def mode(self, name: str) -> int | None:
+        """Permission bits; None if there is no such file."""
+        try:
+            return stat.S_IMODE(self.path(name).stat().st_mode)
+        except OSError:
+            return None
+
+    # -- changing files ---------------------------------------------------------------------
+
+    def write(self, name: str, data: str | bytes, *, mode: int = 0o644) -> None:
+        """Replace a file at once and durably: after a power cut it is the old or the new one.
+
+        Missing folders are made (0755). Raises GB012.
+        """
+        self.write_stream(name, iter([data.encode() if isinstance(data, str) else data]), mode=mode)
+
+    def write_stream(self, name: str, chunks: Iterator[bytes], *, mode: int = 0o644) -> None:
+        """Like `write`, for content too large to hold in memory."""
+        self.proceed()
+        target = self.path(name)
+        # Always the same name beside the target: what a power cut leaves is used again. It must
+        # not end in .yaml, .conf or .sources: RKE2, modprobe and apt read every such file.
+        scratch = target.with_name(f".{target.name}.gpuboot-new")
+        try:
+            _make_folders(target.parent)
+            scratch.unlink(missing_ok=True)
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                os.fchmod(descriptor, mode)
+                os.fsync(descriptor)
+            scratch.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise _write_failed(name, error) from error
+        finally:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file durably; no error if it is gone already. Raises GB012."""
+        self.proceed()
+        target = self.path(name)
+        try:
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                _sync_folder(target.parent)
+        except OSError as error:
+            raise _write_failed(name, error) from error
+
+
+def _write_failed(name: str, error: OSError) -> GpubootError:
+    return GpubootError(WRITE_FAILED, f"{name}: {error.strerror or error}", retry=True)
+
+
+def _make_folders(folder: Path) -> None:
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(mode=0o755, exist_ok=True)
+        _sync_folder(parent.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""Values nobody may read in a log, and the mask that keeps them out of text."""
+
+from __future__ import annotations
+
+import base64
+import re
+from urllib.parse import quote
+
+MASK = "<secret>"
+SHORTEST = 4  # a shorter value would mask ordinary words, and is no secret worth the name
+
+
+class Secret:
+    """A text that shows itself only when asked: `reveal()` where the byte is written or sent."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return MASK
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class Mask:
+    """Replaces every known secret in a text, also URL-encoded and inside base64."""
+
+    def __init__(self) -> None:
+        self._spellings: set[str] = set()
+
+    def add(self, secret: Secret) -> None:
+        """Mask this secret from now on, and the password part of an RKE2 token by itself."""
+        text = secret.reveal().strip()
+        for part in {text, text.rpartition("::")[2], text.rpartition(":")[2]}:
+            if len(part) >= SHORTEST:
+                self._spellings.update(_spellings(part))
+
+    def __call__(self, text: str) -> str:
+        """The text with every spelling of every secret replaced by `<secret>`."""
+        if not self._spellings:
+            return text
+        # The longest first, so that a token is masked whole before its password part is.
+        ordered = sorted(self._spellings, key=len, reverse=True)
+        return re.sub("|".join(re.escape(spelling) for spelling in ordered), MASK, text)
+
+
+def _spellings(text: str) -> set[str]:
+    found = {text, quote(text, safe="")}
+    raw = text.encode()
+    # In base64 of "user:secret" the secret starts at any of three offsets; the characters at
+    # both ends depend on the neighbours, so only the ones in between can be looked for.
+    for offset in range(3):
+        encoded = base64.b64encode(b"\0" * offset + raw).decode().rstrip("=")
+        start = (offset * 8 + 5) // 6
+        inner = encoded[start : (offset + len(raw)) * 8 // 6]
+        if len(inner) >= 8:
+            found |= {inner, inner.translate(str.maketrans("+/", "-_"))}
+    return found

@@ -1,0 +1,207 @@
+"""HTTP as far as a node needs it: a small answer, a download, and trust that is named."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from gpuboot.errors import Code, GpubootError
+
+if TYPE_CHECKING:
+    import requests
+
+UNREACHABLE = Code(
+    "GB401",
+    "a server cannot be reached",
+    (
+        "The name does not resolve, the port is closed, or a firewall drops the packets.",
+        "A proxy is needed and not configured (key proxy), or configured and wrong.",
+    ),
+    ("gpuboot status", "getent hosts SERVER", "curl -v URL"),
+)
+TLS_REFUSED = Code(
+    "GB402",
+    "a server's certificate is not trusted",
+    (
+        "Something between the node and the server opens TLS with a certificate of its own.",
+        "The server's own CA is missing from the system's trust.",
+        "The node's clock is wrong, so that the certificate seems not valid yet or any more.",
+    ),
+    ("timedatectl", "openssl s_client -connect HOST:443 </dev/null", "update-ca-certificates"),
+)
+BAD_ANSWER = Code(
+    "GB403",
+    "a server did not give what was asked for",
+    ("The address is wrong, or a mirror lacks the file.",),
+    ("curl -I URL", "gpuboot config show"),
+)
+HASH_MISMATCH = Code(
+    "GB404",
+    "a download is not what its checksum says",
+    (
+        "A proxy or mirror serves an old or damaged copy.",
+        "rke2.sha256 pins another version than the one that was downloaded.",
+    ),
+    ("gpuboot config show", "sha256sum FILE"),
+)
+
+CHUNK = 1 << 20
+TIMEOUT = 10.0  # seconds to connect, and between two pieces of an answer
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whom to believe: the system's CAs, a CA file, or nobody (only for /cacerts itself)."""
+
+    ca_file: str | None = None
+    anybody: bool = False
+    client: tuple[str, str] | None = None  # certificate and key file
+
+
+SYSTEM = Trust()
+ANYBODY = Trust(anybody=True)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status, headers (lower-case names) and body of a small answer."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8, undecodable bytes replaced."""
+        return self.body.decode("utf-8", "replace")
+
+
+class Web(Protocol):
+    """What the agent asks of HTTP; tests hand in their own."""
+
+    def get(
+        self, url: str, *, trust: Trust = SYSTEM, auth: tuple[str, str] | None = None
+    ) -> Answer:
+        """One GET without following redirects. Raises GB401 or GB402."""
+        ...
+
+    def pieces(self, url: str) -> Iterator[bytes]:
+        """A file's content, piece by piece. Raises GB401, GB402 or GB403."""
+        ...
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Which proxy to use, and for which hosts not."""
+
+    http: str | None = None
+    https: str | None = None
+    no_proxy: tuple[str, ...] = ()
+
+    def env(self) -> dict[str, str]:
+        """The variables that apt and other programs understand."""
+        wanted = {
+            "http_proxy": self.http,
+            "https_proxy": self.https,
+            "no_proxy": ",".join(self.no_proxy) or None,
+        }
+        return {name: value for name, value in wanted.items() if value}
+
+
+class RequestsWeb:
+    """The web as `requests` does it, imported only when first asked."""
+
+    def __init__(self, proxy: Proxy | None = None) -> None:
+        self._proxy = proxy or Proxy()
+
+    def get(
+        self, url: str, *, trust: Trust = SYSTEM, auth: tuple[str, str] | None = None
+    ) -> Answer:
+        with _faults_named(url), self._session(url) as session, warnings.catch_warnings():
+            # urllib3 warns of each unverified request; the one we make is checked by hash.
+            warnings.simplefilter("ignore")
+            response = session.get(
+                url,
+                auth=auth,
+                timeout=TIMEOUT,
+                allow_redirects=False,
+                verify=not trust.anybody and (trust.ca_file or True),
+                cert=trust.client,
+            )
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status_code, response.content, headers)
+
+    def pieces(self, url: str) -> Iterator[bytes]:
+        with _faults_named(url), self._session(url) as session:
+            response = session.get(url, timeout=TIMEOUT, stream=True)
+            if response.status_code != 200:
+                raise GpubootError(
+                    BAD_ANSWER, f"{url} answered {response.status_code}, expected 200", retry=True
+                )
+            yield from response.iter_content(CHUNK)
+
+    def _session(self, url: str) -> requests.Session:
+        import requests
+
+        session = requests.Session()
+        session.trust_env = False  # only what the configuration says, whoever started us
+        if not self._bypassed(url):
+            pairs = {"http": self._proxy.http, "https": self._proxy.https}
+            session.proxies = {scheme: proxy for scheme, proxy in pairs.items() if proxy}
+        return session
+
+    def _bypassed(self, url: str) -> bool:
+        from requests.utils import should_bypass_proxies
+
+        return bool(should_bypass_proxies(url, no_proxy=",".join(self._proxy.no_proxy) or None))
+
+
+@contextmanager
+def _faults_named(url: str) -> Iterator[None]:
+    import requests
+
+    place = urlsplit(url).netloc.rpartition("@")[2]
+    try:
+        yield
+    except requests.exceptions.SSLError as error:
+        raise GpubootError(
+            TLS_REFUSED, f"{place}: certificate refused", evidence=_innermost(error), retry=True
+        ) from None
+    except requests.exceptions.RequestException as error:
+        raise GpubootError(
+            UNREACHABLE, f"{place} cannot be reached", evidence=_innermost(error), retry=True
+        ) from None
+
+
+def _innermost(error: BaseException) -> str:
+    """The last cause in the chain: `requests` wraps the useful text three times."""
+    seen: BaseException = error
+    while True:
+        inner = seen.__cause__ or seen.__context__ or getattr(seen, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None)
+        if inner is None or inner is seen:
+            return str(seen)
+        seen = inner
+
+
+def checked(pieces: Iterator[bytes], sha256: str, what: str) -> Iterator[bytes]:
+    """The pieces again; raises GB404 at the end unless their SHA-256 is `sha256` (hex).
+
+    To be used inside Host.write_stream: the file appears only if the last piece came through.
+    """
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+    if digest.hexdigest() != sha256.lower():
+        raise GpubootError(
+            HASH_MISMATCH,
+            f"{what}: SHA-256 is {digest.hexdigest()}, expected {sha256.lower()}",
+            retry=True,
+        )
