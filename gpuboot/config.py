@@ -6,14 +6,35 @@ The dataclasses are the one table that parser, defaults, JSON Schema and documen
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from gpuboot import labels, reader, token
+from gpuboot import labels, reader
 from gpuboot.errors import Code, GpubootError
-from gpuboot.reader import BOOLEAN, DURATION, TEXT, Kind, Problem, Reader, Wrong, key, keys
+from gpuboot.kinds import (
+    ADMIN_LABEL,
+    AUTO,
+    BOOLEAN,
+    DURATION,
+    HTTPS,
+    KEY,
+    LABEL,
+    NODE_NAME,
+    PATH,
+    SECRET,
+    SHA256,
+    SOURCE,
+    TAINT,
+    TEXT,
+    TOKEN,
+    VERSION,
+    choice,
+    number,
+    optional,
+    pattern,
+)
+from gpuboot.reader import Problem, Reader, key, keys
 from gpuboot.secret import Secret
 
 if TYPE_CHECKING:
@@ -29,8 +50,6 @@ CONFIG_WRONG = Code(
     ("gpuboot config check", "gpuboot config schema", "gpuboot run"),
 )
 
-T = TypeVar("T")
-
 
 class ConfigError(GpubootError):
     """The configuration cannot be used; `problems` holds everything that is wrong with it."""
@@ -44,74 +63,6 @@ class ConfigError(GpubootError):
         self.problems = tuple(problems)
 
 
-# -- kinds of values that only this configuration has -------------------------------------------
-
-
-def _ruled(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """A kind's parser from a rule that raises ValueError; the text is kept as written."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ValueError as error:
-            raise Wrong(str(error)) from None
-        return text
-
-    return check
-
-
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in schemes or not parts.hostname:
-            raise Wrong(f"{text.partition('@')[2] or text!r} is no {' or '.join(schemes)} address")
-        if parts.username or parts.password:
-            raise Wrong("holds a user or password, which belong elsewhere")
-        return text.rstrip("/")
-
-    return parse
-
-
-def _source(text: str) -> str:
-    return text.rstrip("/") if text.startswith("/") else _url("https", "http")(text)
-
-
-def _secret(text: str) -> Secret:
-    if not text.strip():
-        raise Wrong("is empty")
-    return Secret(text)
-
-
-def _join_token(text: str) -> Secret:
-    try:
-        token.parse(Secret(text))
-    except ValueError as error:
-        raise Wrong(str(error)) from None
-    return Secret(text)
-
-
-def _absolute(text: str) -> str:
-    if not text.startswith("/"):
-        raise Wrong(f"{text!r} is no absolute path")
-    return text
-
-
-_string = {"type": "string"}
-LABEL = Kind(_ruled(labels.own_label), "key=value that a node may set itself", _string)
-ADMIN_LABEL = Kind(_ruled(labels.label), "key=value", _string)
-TAINT = Kind(_ruled(labels.taint), "key=value:effect", _string)
-NODE_NAME = Kind(_ruled(labels.node_name), "a node name", _string)
-PATH = Kind(_absolute, "an absolute path", {"type": "string", "pattern": "^/"})
-SOURCE = Kind(_source, "an https or http address, or a local folder", _string)
-HTTPS = Kind(_url("https"), "an https address", {"type": "string", "pattern": "^https://"})
-SECRET = Kind(_secret, "a text on one line", {"type": "string", "writeOnly": True})
-TOKEN = Kind(_join_token, "a token such as K10<hash>::node:<password>", SECRET.schema)
-SHA256 = reader.pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")
-VERSION = reader.pattern(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", "a release such as v1.35.7+rke2r1")
-BRANCH = reader.pattern(r"[0-9]{3}(\.[0-9]+){0,2}", "a driver branch such as 580")
-AUTO = reader.optional(BRANCH, "auto")
-
-
 # -- the configuration --------------------------------------------------------------------------
 
 
@@ -121,7 +72,7 @@ class Gpu:
     """Which cards this node is to have."""
 
     count: int | None = key(
-        reader.optional(reader.number(1, 16), "auto"), None,
+        optional(number(1, 16), "auto"), None,
         "Exactly that many cards, on PCI and in NVML; auto: what is there, at least one.",
     )  # fmt: skip
     model: str = key(TEXT, "any", "A name such as T4, or a PCI id such as 10de:1eb8.")
@@ -133,16 +84,16 @@ class Driver:
     """Which NVIDIA driver, and from where."""
 
     source: str = key(
-        reader.choice("auto", "distribution", "nvidia", "preinstalled"), "auto",
+        choice("auto", "distribution", "nvidia", "preinstalled"), "auto",
         "Whose packages: the distribution's, NVIDIA's, or what the template has.",
     )  # fmt: skip
     branch: str | None = key(AUTO, None, "The driver branch; auto: the source's own.")
     build: str = key(
-        reader.choice("auto", "precompiled", "dkms"), "auto",
+        choice("auto", "precompiled", "dkms"), "auto",
         "auto: precompiled signed modules where there are any, else DKMS.",
     )  # fmt: skip
     kernel_module_type: str = key(
-        reader.choice("auto", "proprietary", "open"), "auto",
+        choice("auto", "proprietary", "open"), "auto",
         "auto: by the card's PCI id and the branch.",
     )  # fmt: skip
 
@@ -152,33 +103,35 @@ class Toolkit:
     """The NVIDIA Container Toolkit."""
 
     version: str | None = key(
-        reader.optional(reader.pattern(r"\d+\.\d+\.\d+(-\d+)?", "a version such as 1.20.0"), "auto"),
+        optional(pattern(r"\d+\.\d+\.\d+(-\d+)?", "a version such as 1.20.0"), "auto"),
         None, "One version for all four packages; auto: the newest.",
     )  # fmt: skip
 
 
 def _text(doc: str) -> str | None:
-    return key(reader.optional(TEXT), None, doc)
+    return key(optional(TEXT), None, doc)
 
 
 def _flag(doc: str) -> bool | None:
-    return key(reader.optional(BOOLEAN), None, doc)
+    return key(optional(BOOLEAN), None, doc)
 
 
 @dataclass(frozen=True)
 class Agent:
     """RKE2's own agent settings, by RKE2's own names (rke2 pkg/cli/cmds/agent.go)."""
 
-    server: str | None = key(reader.optional(HTTPS), None, "The supervisor, https://HOST:9345.")
-    token: Secret | None = key(reader.optional(TOKEN), None, "The join token; rather token-file.")
-    token_file: str | None = key(reader.optional(PATH), None, "A root-only file with the token.")
+    server: str | None = key(optional(HTTPS), None, "The supervisor, https://HOST:9345.")
+    token: Secret | None = key(optional(TOKEN), None, "The join token; rather token-file.")
+    token_file: str | None = key(optional(PATH), None, "A root-only file with the token.")
     node_label: tuple[str, ...] = keys(LABEL, ["nvidia.com/gpu=present"], "Labels of this node.")
     node_taint: tuple[str, ...] = keys(
-        TAINT, ["nvidia.com/gpu=present:NoSchedule"], "Taints of this node, at its registration."
+        TAINT,
+        ["nvidia.com/gpu=present:NoSchedule"],
+        "Taints of this node, at its registration.",
     )
-    node_name: str | None = key(reader.optional(NODE_NAME), None, "The Node's name.")
+    node_name: str | None = key(optional(NODE_NAME), None, "The Node's name.")
     with_node_id: bool | None = _flag("Append an id of this machine to the Node's name.")
-    data_dir: str | None = key(reader.optional(PATH), None, "RKE2's data folder.")
+    data_dir: str | None = key(optional(PATH), None, "RKE2's data folder.")
     node_ip: tuple[str, ...] = keys(TEXT, [], "Addresses of this node.")
     node_external_ip: tuple[str, ...] = keys(TEXT, [], "External addresses of this node.")
     node_internal_dns: tuple[str, ...] = keys(TEXT, [], "Internal names of this node.")
@@ -190,7 +143,7 @@ class Agent:
     private_registry: str | None = _text("RKE2's registries file.")
     selinux: bool | None = _flag("Run containerd with SELinux.")
     lb_server_port: int | None = key(
-        reader.optional(reader.number(2, 65535)), None, "The agent's local balancer (6444)."
+        optional(number(2, 65535)), None, "The agent's local balancer (6444)."
     )
     protect_kernel_defaults: bool | None = _flag("Refuse kernel settings unlike the kubelet's.")
     snapshotter: str | None = _text("containerd's snapshotter.")
@@ -204,7 +157,7 @@ class Agent:
     enable_pprof: bool | None = _flag("RKE2's profiling endpoint.")
     debug: bool | None = _flag("RKE2's debug log.")
     profile: str | None = key(
-        reader.optional(reader.choice("cis", "etcd")), None, "Hardening checks at RKE2's start."
+        optional(choice("cis", "etcd")), None, "Hardening checks at RKE2's start."
     )
     cloud_provider_name: str | None = _text("A cloud provider's name.")
     cloud_provider_config: str | None = _text("A cloud provider's configuration file.")
@@ -219,15 +172,15 @@ class Rke2:
     """How the node joins its cluster."""
 
     join: str = key(
-        reader.choice("auto", "agent", "rancher", "none"), "auto",
+        choice("auto", "agent", "rancher", "none"), "auto",
         "auto: agent if rke2.config.server is set, else rancher.",
     )  # fmt: skip
-    version: str | None = key(reader.optional(VERSION), None, "RKE2's release to install.")
+    version: str | None = key(optional(VERSION), None, "RKE2's release to install.")
     channel: str | None = key(
-        reader.optional(reader.pattern(r"stable|latest|testing|v\d+\.\d+", "a channel")), None,
+        optional(pattern(r"stable|latest|testing|v\d+\.\d+", "a channel")), None,
         "RKE2's channel; its release is looked up once, at installation.",
     )  # fmt: skip
-    sha256: str | None = key(reader.optional(SHA256), None, "Pins the release tarball.")
+    sha256: str | None = key(optional(SHA256), None, "Pins the release tarball.")
     config: Agent = field(default_factory=Agent)
     admin_labels: tuple[str, ...] = keys(
         ADMIN_LABEL, [], "Labels only an administrator can set; missing ones are reported."
@@ -239,35 +192,24 @@ class Reboot:
     """Whether and how often gpuboot may reboot."""
 
     allow: bool = key(BOOLEAN, True, "false: wait for someone to reboot the machine.")  # noqa: FBT003
-    budget: int = key(reader.number(0, 20), 3, "Reboots until the node is ready.")
+    budget: int = key(number(0, 20), 3, "Reboots until the node is ready.")
 
 
 @dataclass(frozen=True)
 class Proxy:
     """The proxy for everything gpuboot fetches."""
 
-    http: Secret | None = key(reader.optional(SECRET), None, "For http addresses.")
-    https: Secret | None = key(reader.optional(SECRET), None, "For https addresses.")
+    http: Secret | None = key(optional(SECRET), None, "For http addresses.")
+    https: Secret | None = key(optional(SECRET), None, "For https addresses.")
     no_proxy: tuple[str, ...] = keys(TEXT, [], "Hosts, domains and networks to reach directly.")
-
-
-KEY = Kind(_ruled(lambda text: _fingerprint_or_file(text)), "a key's fingerprint or file", _string)
-
-
-def _fingerprint_or_file(text: str) -> str:
-    if text.startswith("/"):
-        return text
-    if len(text) != 40 or set(text.lower()) - set("0123456789abcdef"):
-        raise ValueError(f"{text!r} is neither 40 hex digits nor an absolute path")
-    return text
 
 
 @dataclass(frozen=True)
 class Apt:
     """The distribution's archive."""
 
-    url: str | None = key(reader.optional(SOURCE), None, "A mirror; -: the node's own sources.")
-    key: str | None = key(reader.optional(KEY), None, "What signs it; -: the archive's keyring.")
+    url: str | None = key(optional(SOURCE), None, "A mirror; -: the node's own sources.")
+    key: str | None = key(optional(KEY), None, "What signs it; -: the archive's keyring.")
 
 
 @dataclass(frozen=True)
@@ -275,7 +217,7 @@ class Nvidia:
     """NVIDIA's driver repository."""
 
     url: str = key(SOURCE, "https://developer.download.nvidia.com/compute/cuda/repos", "A mirror.")
-    key: str | None = key(reader.optional(KEY), None, "What signs it; -: NVIDIA's pinned key.")
+    key: str | None = key(optional(KEY), None, "What signs it; -: NVIDIA's pinned key.")
 
 
 @dataclass(frozen=True)
@@ -316,7 +258,7 @@ class Monitor:
     """The health daemon."""
 
     interval: float = key(DURATION, 15.0, "Time between two looks at the card.")
-    textfile: str | None = key(reader.optional(PATH), None, "A Prometheus textfile to write.")
+    textfile: str | None = key(optional(PATH), None, "A Prometheus textfile to write.")
 
 
 @dataclass(frozen=True)
@@ -328,7 +270,7 @@ class Config:
     toolkit: Toolkit = field(default_factory=Toolkit)
     rke2: Rke2 = field(default_factory=Rke2)
     on_gpu_failure: str = key(
-        reader.choice("hold", "join"), "hold",
+        choice("hold", "join"), "hold",
         "hold: stay out of the cluster; join: join without GPU labels and taints.",
     )  # fmt: skip
     deadline: float = key(
@@ -464,13 +406,20 @@ def given(agent: Agent) -> dict[str, Any]:
 
 
 def effective(config: object) -> dict[str, Any]:
-    """The whole configuration as plain data, secrets masked, keys as in the file."""
+    """The whole configuration as one could write it in the file, secrets masked.
+
+    Of RKE2's own settings only those that are set: the others are RKE2's business.
+    """
     plain: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type] # always one of our dataclasses
         value = getattr(config, item.name)
         name = item.name.replace("_", "-")
         if hasattr(value, "__dataclass_fields__"):
             plain[name] = effective(value)
+        elif isinstance(config, Agent) and value in (None, ()):
+            continue
+        elif value is None:
+            plain[name] = item.metadata["kind"].nothing
         elif isinstance(value, tuple):
             plain[name] = list(value)
         elif isinstance(value, float):

@@ -41,5 +41,5 @@ class GpubootError(Exception):
         self.retry = retry
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: we were asked to stop
-    """SIGTERM came: nothing new may be started on this machine."""
+class Stopped(Exception):
+    """SIGTERM came: no error, but nothing new may be started on this machine."""

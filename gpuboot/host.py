@@ -126,8 +126,10 @@ class Host:
         runner: Runner = run_process,
         clock: Clock | None = None,
         web: Web | None = None,
+        owner: int = 0,
     ) -> None:
         self.root = root
+        self.owner = owner  # the user id that must own what we trust: root's
         self.clock: Clock = clock or SystemClock()
         self.web: Web = web or RequestsWeb()
         self.mask = Mask()

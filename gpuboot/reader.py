@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_type_hints
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, cast, get_type_hints
 
-if TYPE_CHECKING:
-    from yaml.nodes import MappingNode, Node, ScalarNode
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from gpuboot.kinds import Kind, Wrong
+from gpuboot.secret import MASK
 
 T = TypeVar("T")
+
+_TOKEN = re.compile(r"K10[0-9a-fA-F]*::[^\s'\"]+")
 
 
 @dataclass(frozen=True)
@@ -26,108 +31,21 @@ class Problem:
     def __str__(self) -> str:
         name = f"{self.key}: " if self.key else ""
         wanted = f"; expected {self.expected}" if self.expected else ""
-        return f"{self.where}: {name}{self.message}{wanted}"
-
-
-class Wrong(ValueError):  # noqa: N818 - a finding of a parser, turned into a Problem at once
-    """What a Kind's parser raises: the message, without the place."""
-
-
-@dataclass(frozen=True)
-class Kind(Generic[T]):
-    """A type of value: how a scalar's text becomes it, and what to say when it cannot."""
-
-    parse: Callable[[str], T]
-    expected: str
-    schema: Mapping[str, Any]
-    many: bool = False  # a list of such scalars
+        # A token put where something else belongs would otherwise be quoted as the wrong value.
+        return _TOKEN.sub(MASK, f"{self.where}: {name}{self.message}{wanted}")
 
 
 def key(kind: Kind[T], default: T, doc: str) -> T:
     """A dataclass field that is one configuration key: parser, default and documentation."""
-    # The dataclass machinery replaces the field by its default; mypy is to see the value's type.
-    return cast("T", field(default=default, metadata={"kind": kind, "doc": doc}))
+    found: T = field(default=default, metadata={"kind": kind, "doc": doc})
+    return found
 
 
 def keys(kind: Kind[T], default: Sequence[T], doc: str) -> tuple[T, ...]:
     """Like `key`, for a list of values."""
     many = Kind(kind.parse, kind.expected, kind.schema, many=True)
-    return cast("tuple[T, ...]", field(default=tuple(default), metadata={"kind": many, "doc": doc}))
-
-
-# -- kinds ------------------------------------------------------------------------------------
-
-
-def _boolean(text: str) -> bool:
-    if text in ("true", "false"):
-        return text == "true"
-    raise Wrong(f"{text!r} is neither true nor false")
-
-
-def _duration(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6})(s|m|h)", text)
-    if not match:
-        raise Wrong(f"{text!r} is not a duration")
-    return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
-
-
-def _text(text: str) -> str:
-    if not text or re.search(r"[\x00-\x1f\x7f]", text):
-        raise Wrong("is empty or holds a control character or line break")
-    return text
-
-
-def choice(*words: str) -> Kind[str]:
-    """One of these words."""
-
-    def parse(text: str) -> str:
-        if text not in words:
-            near = difflib.get_close_matches(text, words, 1)
-            raise Wrong(f"unknown value {text!r}" + (f", did you mean {near[0]}?" if near else ""))
-        return text
-
-    return Kind(parse, " | ".join(words), {"enum": list(words)})
-
-
-def number(low: int, high: int) -> Kind[int]:
-    """A whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise Wrong(f"{text!r} is not in range")
-        return int(text)
-
-    expected = f"a whole number from {low} to {high}"
-    return Kind(parse, expected, {"type": "integer", "minimum": low, "maximum": high})
-
-
-def pattern(regex: str, expected: str) -> Kind[str]:
-    """A text of this form."""
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(regex, text):
-            raise Wrong(f"{text!r} does not fit")
-        return text
-
-    return Kind(parse, expected, {"type": ["string", "number"], "pattern": f"^(?:{regex})$"})
-
-
-def optional(kind: Kind[T], word: str = "-") -> Kind[T | None]:
-    """The same, or `word` for nothing."""
-
-    def parse(text: str) -> T | None:
-        return None if text == word else kind.parse(text)
-
-    return Kind(
-        parse, f"{kind.expected}, or {word}", {"anyOf": [{"const": word}, dict(kind.schema)]}
-    )
-
-
-BOOLEAN = Kind(_boolean, "true or false", {"type": "boolean"})
-DURATION = Kind(
-    _duration, "a duration such as 90s, 15m or 1h", {"type": "string", "pattern": "^[0-9]+[smh]$"}
-)
-TEXT = Kind(_text, "a text on one line", {"type": "string", "minLength": 1})
+    found: tuple[T, ...] = field(default=tuple(default), metadata={"kind": many, "doc": doc})
+    return found
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -171,11 +89,13 @@ class Reader:
 
     def add(self, file: str, text: str) -> None:
         """Merge one more file: maps merge, everything else replaces."""
-        import yaml
-
         try:
             _no_aliases(text)
             node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except AliasError as error:
+            self.problems.append(
+                Problem(f"{file}:{error.line}", "", "aliases (*name) are not allowed", "the value")
+            )
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             what = error.problem or error.context or "cannot be read"
@@ -189,14 +109,14 @@ class Reader:
                 self._merge(self.tree, node, file, "")
 
     def _merge(self, tree: Tree, node: Node, file: str, prefix: str) -> None:
-        if node.id != "mapping":
+        if not isinstance(node, MappingNode):
             where = f"{file}:{node.start_mark.line + 1}"
             self.problems.append(Problem(where, prefix.rstrip("."), "is no map", "key: value"))
             return
         seen: set[str] = set()
-        for key_node, value in cast("MappingNode", node).value:
+        for key_node, value in node.value:
             where = f"{file}:{key_node.start_mark.line + 1}"
-            if key_node.id != "scalar":
+            if not isinstance(key_node, ScalarNode):
                 self.problems.append(Problem(where, prefix.rstrip("."), "a key must be a word"))
                 continue
             name = str(key_node.value)
@@ -209,7 +129,7 @@ class Reader:
 
     def _place(self, tree: Tree, name: str, value: Node, file: str, key: str, line: int) -> None:
         self._places[key] = f"{file}:{line}"
-        if value.id != "mapping":
+        if not isinstance(value, MappingNode):
             tree[name] = Entry(value, file, line)
             return
         below = tree.get(name)
@@ -222,7 +142,8 @@ class Reader:
     def section(self, cls: type[T], tree: Tree | Entry | None, prefix: str = "") -> T:
         """A dataclass whose fields are keys (`key`, `keys`) or sections (dataclasses)."""
         if isinstance(tree, Entry):
-            if _word(tree.node) not in ("", "~", "null"):
+            empty = isinstance(tree.node, ScalarNode) and tree.node.value in ("", "~", "null")
+            if not empty:
                 self.problem(prefix.rstrip("."), "is no map", "keys below it")
             tree = None
         tree = tree or {}
@@ -240,15 +161,7 @@ class Reader:
                 values[item.name] = self.value(
                     item.metadata["kind"], tree.get(name), full, item.default
                 )
-            elif name in tree:
-                values[item.name] = self.custom(item.metadata["read"], tree[name], full)
         return cls(**values)
-
-    def custom(
-        self, read: Callable[[Reader, Tree | Entry, str], T], tree: Tree | Entry, key: str
-    ) -> T:
-        """A field with a reader of its own, for a section whose keys are not ours."""
-        return read(self, tree, key)
 
     def value(self, kind: Kind[T], entry: Tree | Entry | None, key: str, default: T) -> T:
         """The value of a key, or its default when it is absent or wrong (and noted)."""
@@ -267,41 +180,42 @@ class Reader:
 
     def text(self, entry: Entry) -> str:
         """A scalar as it was written. Raises Wrong for a list."""
-        if entry.node.id != "scalar":
+        if not isinstance(entry.node, ScalarNode):
             raise Wrong("is a list")
-        return _word(entry.node)
+        return str(entry.node.value)
 
     def texts(self, entry: Entry) -> list[str]:
         """The scalars of a list as they were written. Raises Wrong for anything else."""
-        if entry.node.id != "sequence":
+        if not isinstance(entry.node, SequenceNode):
             raise Wrong("is no list")
-        items = cast("Sequence[Node]", entry.node.value)
-        if any(item.id != "scalar" for item in items):
-            raise Wrong("has an item that is no single value")
-        return [_word(item) for item in items]
+        texts: list[str] = []
+        for item in entry.node.value:
+            if not isinstance(item, ScalarNode):
+                raise Wrong("has an item that is no single value")
+            texts.append(str(item.value))
+        return texts
 
     def _unknown(self, tree: Tree, known: Iterable[str], prefix: str) -> None:
         for name in tree:
             if name not in known:
                 near = difflib.get_close_matches(name, list(known), 1)
-                hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-                self.problem(prefix + name, "unknown key", hint)
+                message = f"unknown key, did you mean {near[0]}?" if near else "unknown key"
+                self.problem(prefix + name, message, None if near else ", ".join(known))
 
 
-def _word(node: Node) -> str:
-    scalar = cast("ScalarNode", node)
-    return str(scalar.value)
+class AliasError(Exception):
+    """An alias in a file; `line` counts from 1."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
 
 
 def _no_aliases(text: str) -> None:
     """Refuse anchors and aliases: they hide what a file says, and can grow without bound."""
-    import yaml
-
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed here", problem_mark=event.start_mark
-            )
+            raise AliasError(event.start_mark.line + 1 if event.start_mark else 1)
 
 
 # -- the same table, shown ----------------------------------------------------------------------
@@ -320,8 +234,6 @@ def schema(cls: type[object]) -> dict[str, Any]:
             one = dict(kind.schema)
             shape = {"type": "array", "items": one} if kind.many else one
             properties[name] = {**shape, "description": item.metadata["doc"]}
-        elif "schema" in item.metadata:
-            properties[name] = item.metadata["schema"]
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
@@ -334,15 +246,14 @@ def documentation(cls: type[object], prefix: str = "") -> list[tuple[str, str, s
         if is_dataclass(hints[item.name]):
             rows += documentation(cast("type[object]", hints[item.name]), name + ".")
         elif "kind" in item.metadata:
-            default = "" if item.default is MISSING else shown(item.default)
-            rows.append((name, item.metadata["kind"].expected, default, item.metadata["doc"]))
+            kind: Kind[object] = item.metadata["kind"]
+            default = str(kind.nothing) if item.default is None else shown(item.default)
+            rows.append((name, kind.expected, default, item.metadata["doc"]))
     return rows
 
 
 def shown(value: object) -> str:
     """A value as one would write it in the file."""
-    if value is None:
-        return "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -56,9 +58,9 @@ TIMEOUT = 10.0  # seconds to connect, and between two pieces of an answer
 
 @dataclass(frozen=True)
 class Trust:
-    """Whom to believe: the system's CAs, a CA file, or nobody (only for /cacerts itself)."""
+    """Whom to believe: the system's CAs, the CAs in a PEM, or anybody (for /cacerts itself)."""
 
-    ca_file: str | None = None
+    ca_pem: bytes | None = None
     anybody: bool = False
     client: tuple[str, str] | None = None  # certificate and key file
 
@@ -81,20 +83,6 @@ class Answer:
         return self.body.decode("utf-8", "replace")
 
 
-class Web(Protocol):
-    """What the agent asks of HTTP; tests hand in their own."""
-
-    def get(
-        self, url: str, *, trust: Trust = SYSTEM, auth: tuple[str, str] | None = None
-    ) -> Answer:
-        """One GET without following redirects. Raises GB401 or GB402."""
-        ...
-
-    def pieces(self, url: str) -> Iterator[bytes]:
-        """A file's content, piece by piece. Raises GB401, GB402 or GB403."""
-        ...
-
-
 @dataclass(frozen=True)
 class Proxy:
     """Which proxy to use, and for which hosts not."""
@@ -113,32 +101,60 @@ class Proxy:
         return {name: value for name, value in wanted.items() if value}
 
 
+class Web(Protocol):
+    """What the agent asks of HTTP; tests hand in their own."""
+
+    proxy: Proxy
+
+    def get(
+        self,
+        url: str,
+        *,
+        trust: Trust = SYSTEM,
+        auth: tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One GET without following redirects. Raises GB401 or GB402."""
+        ...
+
+    def pieces(self, url: str) -> Iterator[bytes]:
+        """A file's content, piece by piece. Raises GB401, GB402 or GB403."""
+        ...
+
+
 class RequestsWeb:
     """The web as `requests` does it, imported only when first asked."""
 
     def __init__(self, proxy: Proxy | None = None) -> None:
-        self._proxy = proxy or Proxy()
+        self.proxy = proxy or Proxy()
 
     def get(
-        self, url: str, *, trust: Trust = SYSTEM, auth: tuple[str, str] | None = None
+        self,
+        url: str,
+        *,
+        trust: Trust = SYSTEM,
+        auth: tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         with _faults_named(url), self._session(url) as session, warnings.catch_warnings():
             # urllib3 warns of each unverified request; the one we make is checked by hash.
             warnings.simplefilter("ignore")
-            response = session.get(
-                url,
-                auth=auth,
-                timeout=TIMEOUT,
-                allow_redirects=False,
-                verify=not trust.anybody and (trust.ca_file or True),
-                cert=trust.client,
-            )
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status_code, response.content, headers)
+            with _bundle(trust) as verify:
+                response = session.get(
+                    url,
+                    auth=auth,
+                    headers=headers,
+                    timeout=TIMEOUT,
+                    allow_redirects=False,
+                    verify=verify,
+                    cert=trust.client,
+                )
+            got = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status_code, response.content, got)
 
     def pieces(self, url: str) -> Iterator[bytes]:
         with _faults_named(url), self._session(url) as session:
-            response = session.get(url, timeout=TIMEOUT, stream=True)
+            response = session.get(url, timeout=TIMEOUT, stream=True, verify=_system_bundle())
             if response.status_code != 200:
                 raise GpubootError(
                     BAD_ANSWER, f"{url} answered {response.status_code}, expected 200", retry=True
@@ -151,14 +167,36 @@ class RequestsWeb:
         session = requests.Session()
         session.trust_env = False  # only what the configuration says, whoever started us
         if not self._bypassed(url):
-            pairs = {"http": self._proxy.http, "https": self._proxy.https}
+            pairs = {"http": self.proxy.http, "https": self.proxy.https}
             session.proxies = {scheme: proxy for scheme, proxy in pairs.items() if proxy}
         return session
 
     def _bypassed(self, url: str) -> bool:
         from requests.utils import should_bypass_proxies
 
-        return bool(should_bypass_proxies(url, no_proxy=",".join(self._proxy.no_proxy) or None))
+        return bool(should_bypass_proxies(url, no_proxy=",".join(self.proxy.no_proxy) or None))
+
+
+SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def _system_bundle() -> str | bool:
+    """The CAs the administrator manages; requests' own list where there is no such file."""
+    return SYSTEM_BUNDLE if Path(SYSTEM_BUNDLE).is_file() else True
+
+
+@contextmanager
+def _bundle(trust: Trust) -> Iterator[str | bool]:
+    """What requests takes as `verify`; a PEM only as a file."""
+    if trust.anybody:
+        yield False
+    elif trust.ca_pem is None:
+        yield _system_bundle()
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+            file.write(trust.ca_pem)
+            file.flush()
+            yield file.name
 
 
 @contextmanager
@@ -172,7 +210,8 @@ def _faults_named(url: str) -> Iterator[None]:
         raise GpubootError(
             TLS_REFUSED, f"{place}: certificate refused", evidence=_innermost(error), retry=True
         ) from None
-    except requests.exceptions.RequestException as error:
+    except (requests.exceptions.RequestException, OSError) as error:
+        # requests lets a bad CA file or client certificate through as a plain OSError.
         raise GpubootError(
             UNREACHABLE, f"{place} cannot be reached", evidence=_innermost(error), retry=True
         ) from None

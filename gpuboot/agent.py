@@ -1,0 +1,156 @@
+"""The agent's whole life: walk, wait by the ladder, walk again, until converged or failed."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import random
+from dataclasses import replace
+from datetime import timedelta
+from typing import IO, TYPE_CHECKING
+
+from gpuboot import checkpoint, config, facts, plan, reboot, rke2, systemd
+from gpuboot.clock import stamp
+from gpuboot.config import Config, ConfigError
+from gpuboot.engine import Outcome, Walk
+from gpuboot.errors import GpubootError, Stopped
+from gpuboot.progress import Progress
+
+if TYPE_CHECKING:
+    from gpuboot.checkpoint import Checkpoint
+    from gpuboot.facts import Facts
+    from gpuboot.host import Host
+    from gpuboot.plan import Plan
+    from gpuboot.step import Step
+
+log = logging.getLogger(__name__)
+
+LOCK = "/run/gpuboot/lock"
+
+# Seconds until the next try, the last one for ever. Where it heals within a minute we notice at
+# once; a card that is attached tomorrow costs twelve looks an hour.
+LADDER = (5, 10, 30, 60, 120, 300)
+JITTER = 0.2  # a pool's nodes must not ask the server in step
+
+EXIT_OK, EXIT_FAILED, EXIT_RETRY, EXIT_CONFIG = 0, 1, 75, 78
+
+
+def take_lock(host: Host) -> IO[str] | None:
+    """The lock on the walk, held while the file is open; None if another process has it."""
+    path = host.path(LOCK)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def live_forever(host: Host) -> int:
+    """Walk until converged, rebooting or failed for good; the process's exit status.
+
+    Raises Stopped when we were asked to stop.
+    """
+    while True:
+        try:
+            status, rung = walk_once(host)
+        except GpubootError as error:
+            # Trouble outside any step, such as a disk that takes no checkpoint.
+            log.error("%s [%s]; next: %s", error.message, error.code.id, error.hint)  # noqa: TRY400
+            status, rung = EXIT_RETRY, len(LADDER)
+        if status != EXIT_RETRY:
+            return status
+        delay = LADDER[min(rung, len(LADDER) - 1)] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+        log.info("next try in %.0f s", delay)
+        host.sleep(delay)
+
+
+def walk_once(host: Host) -> tuple[int, int]:
+    """One walk from the top: exit status, and the rung of the ladder for the next try.
+
+    0 converged or rebooting, 1 failed, 75 try again, 78 configuration. Raises Stopped, and
+    GpubootError for trouble outside any step.
+    """
+    machine = facts.gather(host)
+    try:
+        wanted = config.load(host)
+    except ConfigError as error:
+        return _refuse(host, machine, error)
+    host.web.proxy = plan.proxy(wanted)
+    record = checkpoint.load(host, machine, budget=wanted.reboot.budget)
+    road = plan.build(wanted, machine)
+    progress = Progress(host, record, wanted, road.steps)
+    progress.save()
+    outcome = _walk(host, record, road, progress)
+    if outcome.state == "rebooting":
+        outcome = _reboot(host, record, wanted, outcome, progress)
+    return _conclude(host, record, outcome, progress)
+
+
+def _walk(host: Host, record: Checkpoint, road: Plan, progress: Progress) -> Outcome:
+    def watch(step: Step, state: str, reason: str) -> None:
+        systemd.notify(f"STATUS={step.name}: {host.mask(reason)}"[:400])
+        progress.watch(step, state, reason)
+
+    return Walk(host, record, lambda: rke2.live(host), watch).run(road.prepare, road.join)
+
+
+def _reboot(
+    host: Host, record: Checkpoint, wanted: Config, outcome: Outcome, progress: Progress
+) -> Outcome:
+    """Ask for the reboot if it may be; else what the walk ends with instead."""
+    step, reason = str(outcome.step), outcome.reason
+    try:
+        reboot.permit(record, wanted.reboot, step, reason)
+        reboot.reboot(host, record, step, reason, progress.rebooting)
+    except GpubootError as error:
+        state = "waiting" if error.retry else "failed"
+        return replace(
+            outcome, state=state, reason=error.message, code=error.code.id, hint=error.hint
+        )
+    return outcome
+
+
+def _conclude(
+    host: Host, record: Checkpoint, outcome: Outcome, progress: Progress
+) -> tuple[int, int]:
+    """Record how the walk ended, and turn it into an exit status and a rung."""
+    if outcome.state in ("ready", "degraded"):
+        record.arrive(host)
+        log.info("%s: %s", outcome.state, outcome.reason)
+        progress.end(outcome, None)
+        return EXIT_OK, 0
+    if outcome.state == "rebooting":
+        progress.end(outcome, None)
+        return EXIT_OK, 0
+    if outcome.state == "waiting":
+        rung = min(record.rung, len(LADDER) - 1)
+        record.rung = rung + 1
+        record.save(host)
+        progress.end(outcome, stamp(host.clock.now() + timedelta(seconds=LADDER[rung])))
+        log.info("waiting: %s [%s]", outcome.reason, outcome.code)
+        return EXIT_RETRY, rung
+    progress.end(outcome, None)
+    log.error("failed: %s [%s]; next: %s", outcome.reason, outcome.code, outcome.hint)
+    wrong = outcome.code == config.CONFIG_WRONG.id
+    return (EXIT_CONFIG if wrong else EXIT_FAILED), 0
+
+
+def _refuse(host: Host, machine: Facts, error: ConfigError) -> tuple[int, int]:
+    """A wrong configuration: nothing of the walk is done, and the hold stays."""
+    record = checkpoint.load(host, machine, budget=Config().reboot.budget)
+    progress = Progress(host, record, None, ())
+    outcome = Outcome("failed", None, error.message, error.code.id, error.hint)
+    return _conclude(host, record, outcome, progress)
+
+
+def foreground(host: Host, *, once: bool) -> int:
+    """What the unit runs: READY first, so that nobody waits for the walk; then the agent's life."""
+    systemd.notify("READY=1")
+    try:
+        return walk_once(host)[0] if once else live_forever(host)
+    except Stopped:
+        log.info("stopped; the next start goes on from what the machine is then")
+        return EXIT_OK

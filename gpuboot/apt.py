@@ -1,0 +1,172 @@
+"""The few apt and dpkg verbs we need, and what their failures mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gpuboot.errors import Code, GpubootError
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host, Result
+
+LOCKED = Code(
+    "GB201",
+    "another program holds apt's or dpkg's lock",
+    ("unattended-upgrades, cloud-init or somebody's apt runs longer than we wait.",),
+    ("fuser -v /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock", "gpuboot status"),
+)
+SOURCE_FAILED = Code(
+    "GB202",
+    "a package source cannot be read",
+    (
+        "The archive or its mirror does not answer, or has moved.",
+        "A proxy is needed for it (key proxy).",
+    ),
+    ("apt-get update", "cat /etc/apt/sources.list.d/gpuboot-*.sources"),
+)
+SIGNATURE_REFUSED = Code(
+    "GB203",
+    "a package source's signature is refused",
+    (
+        "The key configured under sources is not the one the archive is signed with.",
+        "The archive's signature has expired, or the node's clock is wrong.",
+    ),
+    ("apt-get update", "timedatectl", "gpuboot config show"),
+)
+NO_PACKAGE = Code(
+    "GB204",
+    "a package is not to be had",
+    (
+        "The source it comes from lacks a component or suite.",
+        "The archive no longer has headers for the running kernel: boot the newest kernel.",
+    ),
+    ("apt-cache policy PACKAGE", "apt-get install linux-image-amd64", "gpuboot config show"),
+)
+INSTALL_FAILED = Code(
+    "GB205",
+    "packages could not be installed",
+    (
+        "A maintainer script failed; its last lines are shown as evidence.",
+        "Held or pinned packages stand in the way.",
+    ),
+    ("apt-get -f install", "apt-mark showhold", "journalctl -u gpuboot -n 80"),
+)
+DISK_FULL = Code(
+    "GB206",
+    "the disk is full",
+    ("Driver, headers and module need about 3 GB of free space.",),
+    ("df -h / /var", "apt-get clean"),
+)
+
+LOCK_WAIT = 600  # seconds; unattended-upgrades at first boot can take minutes
+# needrestart would restart services, rke2-agent among them, and asks questions.
+QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+OPTIONS = (
+    "-q",
+    "-o", f"DPkg::Lock::Timeout={LOCK_WAIT}",
+    "-o", "Dpkg::Use-Pty=0",
+    "-o", "Acquire::Retries=3",
+    "-o", "Acquire::http::Timeout=30",
+    "-o", "Acquire::https::Timeout=30",
+)  # fmt: skip
+
+
+def installed(host: Host, names: Sequence[str]) -> dict[str, str]:
+    """Those of the packages that are unpacked and configured, with their versions."""
+    fields = "${Package}\t${db:Status-Status}\t${Version}\n"
+    result = host.run(["dpkg-query", "--show", "--showformat", fields, *names])
+    found = {}
+    for line in result.out.splitlines():
+        name, status, version = line.split("\t")
+        if status == "installed":
+            found[name] = version
+    return found
+
+
+def interrupted(host: Host) -> bool:
+    """Whether dpkg was cut off: packages half-installed or not configured."""
+    return bool(host.run(["dpkg", "--audit"]).out.strip()) or any(
+        name.isdigit() for name in host.names("/var/lib/dpkg/updates")
+    )
+
+
+def held(host: Host) -> set[str]:
+    """The packages that apt may not change."""
+    return set(host.must(["apt-mark", "showhold"]).split())
+
+
+def hold(host: Host, names: Iterable[str]) -> None:
+    """Keep apt from changing these packages."""
+    host.must(["apt-mark", "hold", *sorted(names)], env=QUIET)
+
+
+def repair(host: Host, env: Mapping[str, str]) -> None:
+    """End what an interrupted dpkg began."""
+    argv = ["dpkg", "--configure", "--pending", "--force-confold"]
+    host.run(argv, timeout=3600, env={**QUIET, **env}, patient=True)
+    _apt(host, ["--fix-broken", "install"], env)
+
+
+def update(host: Host, env: Mapping[str, str]) -> None:
+    """Read all package sources anew; any that fails is an error (GB201, GB202, GB203)."""
+    _apt(host, ["-o", "APT::Update::Error-Mode=any", "update"], env)
+
+
+def candidates(host: Host, names: Sequence[str]) -> dict[str, str]:
+    """The version apt would install, for those of the packages that have one."""
+    text = host.must(["apt-cache", "policy", *names])
+    found = {}
+    for block in re.split(r"\n(?=\S)", text):
+        name, _, rest = block.partition(":\n")
+        match = re.search(r"^  Candidate: (\S+)$", rest, re.MULTILINE)
+        if match and match[1] != "(none)":
+            found[name.strip()] = match[1]
+    return found
+
+
+def install(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
+    """Install all of them in one transaction, `name` or `name=version`. Raises GB20x."""
+    argv = [
+        "-o", "Dpkg::Options::=--force-confold",
+        "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades",
+        "install", *packages,
+    ]  # fmt: skip
+    _apt(host, argv, env)
+
+
+def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    # Never stopped by us: a killed dpkg leaves the node worse than a slow one.
+    result = host.run(
+        ["apt-get", "--yes", *OPTIONS, *argv], timeout=3600, env={**QUIET, **env}, patient=True
+    )
+    if result.code != 0:
+        raise failure(result)
+
+
+# What apt says, and what that means: the first line that fits decides.
+_CAUSES = (
+    (re.compile(r"No space left on device|not have enough free space"), DISK_FULL, True),
+    (re.compile(r"NO_PUBKEY|Missing key|EXPKEYSIG|BADSIG|is not signed|Not live until"
+                r"|signatures? (?:couldn't|were|was)|not valid yet|Release file .* expired"),
+     SIGNATURE_REFUSED, True),
+    (re.compile(r"Could not get lock|is locked by|Unable to acquire"), LOCKED, True),
+    (re.compile(r"Unable to locate package|has no installation candidate|was not found"),
+     NO_PACKAGE, False),
+    (re.compile(r"Failed to fetch|Could not resolve|Connection (?:failed|refused|timed out)"
+                r"|Unable to fetch|does not have a Release file|Unable to connect"),
+     SOURCE_FAILED, True),
+)  # fmt: skip
+
+
+def failure(result: Result) -> GpubootError:
+    """What a failed apt-get means; its error lines are the evidence."""
+    text = f"{result.out}\n{result.err}"
+    lines = [line for line in text.splitlines() if re.match(r"(E|Err|W|Error|dpkg)\b", line)]
+    evidence = "\n".join(lines[-12:]) or text.strip()[-1500:]
+    for pattern, code, retry in _CAUSES:
+        if match := pattern.search(text):
+            line = next((line for line in text.splitlines() if match[0] in line), match[0])
+            return GpubootError(code, line.strip(), evidence=evidence, retry=retry)
+    return GpubootError(INSTALL_FAILED, "apt-get failed", evidence=evidence, retry=True)

@@ -1,0 +1,380 @@
+"""The command line: the only place that prints, exits, or catches a GpubootError."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gpuboot import __version__
+from gpuboot import status as looking
+from gpuboot.errors import GpubootError
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_USAGE = 2
+EXIT_CONFIG = 78
+READY_WAIT = 20.0  # seconds a walk over a ready node may take before we stop looking on
+
+
+def _told(command: F) -> F:
+    """Print a GpubootError once, as a person reads it, and end with its exit status."""
+
+    @wraps(command)
+    def wrapper(*args: object, **kwargs: object) -> object:
+        try:
+            return command(*args, **kwargs)
+        except GpubootError as error:
+            click.echo(f"gpuboot: {error.message} [{error.code.id}]", err=True)
+            if error.evidence:
+                click.echo(error.evidence, err=True)
+            click.echo(f"next: {error.hint}", err=True)
+            sys.exit(EXIT_CONFIG if error.code.id == "GB001" else 1)
+
+    return wrapper  # type: ignore[return-value] # the same signature, which wraps cannot say
+
+
+def _host() -> Host:
+    from gpuboot.host import Host
+
+    return Host()
+
+
+def _json(document: object) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpuboot")
+def main() -> None:
+    """Turn a freshly booted GPU VM into a proven GPU worker of an RKE2 cluster.
+
+    cloud-init says `gpuboot run`; `gpuboot status` tells where the node stands.
+    """
+
+
+# -- run ----------------------------------------------------------------------------------------
+
+
+def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    from gpuboot.kinds import DURATION, Wrong
+
+    if value is None:
+        return None
+    try:
+        return DURATION.parse(value)
+    except Wrong as wrong:
+        raise click.BadParameter(f"{wrong}; expected {DURATION.expected}") from None
+
+
+TIMEOUT = click.option(
+    "--timeout", callback=_seconds, metavar="DURATION", help="With --wait: give up after 30m."
+)
+
+
+@main.command()
+@click.option("--wait", is_flag=True, help="Block until the node is ready or has failed.")
+@TIMEOUT
+@click.option("--foreground", is_flag=True, help="Do the work in this process (the unit does).")
+@click.option("--once", is_flag=True, help="With --foreground: one walk, no waiting.")
+@click.option("--verbose", is_flag=True, help="With --foreground: log every command.")
+@_told
+def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verbose: bool) -> None:
+    """Start the walk that makes this machine a GPU worker, from now on at every boot.
+
+    Enables gpuboot.service, checks the configuration, and starts the service without waiting
+    for it. On a terminal it then shows the progress; Ctrl-C leaves the work running.
+
+    \b
+    Exit status: 0 started (with --wait: ready), 1 failed, 2 usage, 3 not ready in time,
+    4 degraded, 75 with --once: worth another try, 78 configuration wrong.
+    """
+    if (once or verbose) and not foreground:
+        raise click.UsageError("--once and --verbose go with --foreground")
+    if foreground and wait:
+        raise click.UsageError("--foreground does the work itself; --wait does not go with it")
+    if os.geteuid() != 0:
+        raise click.UsageError("gpuboot run changes the machine: run it as root")
+    host = _host()
+    if foreground:
+        sys.exit(_foreground(host, once=once, verbose=verbose))
+    from gpuboot import cloudinit
+
+    if wait and cloudinit.inside(host):
+        raise click.UsageError(
+            "--wait inside cloud-init would never end: a reboot waits until cloud-init is done."
+            " In runcmd, say: gpuboot run"
+        )
+    before = looking.look(host)
+    _start(host)
+    if wait:
+        sys.exit(looking.exit_code(_wait(host, timeout or 1800.0)))
+    if before["state"] == "ready":
+        _confirm(host, before)
+    elif sys.stdout.isatty():
+        _follow(host)
+    else:
+        click.echo("gpuboot is at work; where it stands: gpuboot status")
+
+
+def _start(host: Host) -> None:
+    """Enable first: that is the hold. Then a wrong configuration keeps the service from running."""
+    from gpuboot import config, rke2, systemd
+
+    if not host.exists(rke2.ENABLED):
+        systemd.enable(host, rke2.GPUBOOT)
+    wanted = config.load(host)
+    for warning in config.warnings(host, wanted):
+        click.echo(f"warning: {warning}", err=True)
+    if looking.locked(host):
+        # It sleeps or walks: a sleeping one is woken and reads its configuration anew.
+        host.must(["systemctl", "reload", "--no-block", rke2.GPUBOOT])
+    else:
+        systemd.start(host, rke2.GPUBOOT)
+
+
+def _foreground(host: Host, *, once: bool, verbose: bool) -> int:
+    from gpuboot import agent, log
+
+    log.start(host.mask, verbose=verbose)
+    lock = agent.take_lock(host)
+    if lock is None:
+        raise click.ClickException("another gpuboot is at work on this machine: gpuboot status")
+
+    def stop(_: int, __: FrameType | None) -> None:
+        host.stop()
+
+    def wake(_: int, __: FrameType | None) -> None:
+        host.clock.wake()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, wake)
+    with lock:
+        return agent.foreground(host, once=once)
+
+
+def _wait(host: Host, timeout: float) -> dict[str, Any]:
+    """Look until the walk is over or the time is up; says so only in its exit status."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = looking.look(host)
+        if found["state"] in looking.FINAL or time.monotonic() > deadline:
+            click.echo(_text(found))
+            return found
+        time.sleep(0.5)
+
+
+def _confirm(host: Host, before: dict[str, Any]) -> None:
+    """A ready node: look on while the walk passes over it, and say whether it had to act."""
+    deadline = time.monotonic() + READY_WAIT
+    found = before
+    while time.monotonic() < deadline:
+        found = looking.look(host)
+        if found["checked"] != before["checked"] and found["state"] in looking.FINAL:
+            break
+        time.sleep(0.1)
+    efforts = [
+        {step["name"]: step["attempts"] for step in document["steps"]}
+        for document in (before, found)
+    ]
+    if found["state"] == "ready" and efforts[0] == efforts[1]:
+        click.echo("ready: every step holds, nothing was changed")
+    else:
+        click.echo(f"{found['state']}: {found['reason']}; more: gpuboot status")
+
+
+def _follow(host: Host) -> None:
+    from gpuboot import show
+
+    try:
+        found = show.follow(lambda: looking.look(host))
+    except KeyboardInterrupt:
+        click.echo("\nthe work goes on; where it stands: gpuboot status")
+        return
+    click.echo(show.status(found))
+    sys.exit(looking.exit_code(found))
+
+
+def _text(found: dict[str, Any]) -> str:
+    from gpuboot import show
+
+    return show.status(found)
+
+
+# -- looking ------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; keys are only ever added.")
+@click.option("--wait", is_flag=True, help="Block until the node is ready or has failed.")
+@click.option("--watch", is_flag=True, help="Show the progress as it goes on.")
+@TIMEOUT
+@_told
+def status(*, as_json: bool, wait: bool, watch: bool, timeout: float | None) -> None:
+    """Tell where this node stands, and what to do next.
+
+    \b
+    Exit status: 0 ready, 1 failed, 2 usage, 3 in progress, 4 degraded, 5 never enabled.
+    """
+    host = _host()
+    if wait:
+        deadline = time.monotonic() + (timeout or 1800.0)
+        while looking.look(host)["state"] not in looking.FINAL and time.monotonic() < deadline:
+            time.sleep(0.5)
+    if watch:
+        _follow(host)
+    found = looking.look(host)
+    if as_json:
+        _json(found)
+    else:
+        click.echo(_text(found))
+    sys.exit(looking.exit_code(found))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_told
+def facts(*, as_json: bool) -> None:
+    """Show what was detected: system, kernel, firmware, GPUs."""
+    from gpuboot import facts as machine
+    from gpuboot import show
+
+    found = asdict(machine.gather(_host()))
+    if as_json:
+        _json(found)
+        return
+    gpus = found.pop("gpus")
+    rows = [(name.replace("_", " "), "unknown" if value in (None, "") else str(value))
+            for name, value in found.items()]  # fmt: skip
+    rows += [
+        (f"gpu {gpu['slot']}", f"10de:{gpu['device']}, driver {gpu['driver'] or 'none'}")
+        for gpu in gpus
+    ]
+    click.echo(show.table(rows))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_told
+def plan(*, as_json: bool) -> None:
+    """Show the ordered steps, and what each would find on this machine now.
+
+    A preview: each step is looked at as things are now, so those after a pending one can only
+    tell what is missing yet.
+    """
+    from gpuboot import preview, show
+
+    found = preview.preview(_host())
+    if as_json:
+        _json(found)
+        return
+    for step in found["steps"]:
+        mark, colour = show.MARKS.get(step["state"], ("?", "white"))
+        click.echo(f"  {click.style(mark, fg=colour)} {step['name']:<18}  {step['reason']}")
+    click.echo(f"reboot: {found['reboot']['answer']} ({found['reboot']['reason']})")
+
+
+@main.command()
+@click.argument("code", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(*, code: str | None, as_json: bool) -> None:
+    """Tell what an error CODE means, its usual causes, and what to type next."""
+    from gpuboot import explain as explaining
+
+    codes = explaining.codes()
+    if code is None:
+        chosen = list(codes.values())
+    elif code.upper() in codes:
+        chosen = [codes[code.upper()]]
+    else:
+        raise click.UsageError(f"unknown code {code}; all of them: gpuboot explain")
+    if as_json:
+        _json([asdict(one) for one in chosen] if code is None else asdict(chosen[0]))
+    elif code is None:
+        click.echo("\n".join(f"{one.id}  {one.title}" for one in chosen))
+    else:
+        click.echo(explaining.text(chosen[0]))
+
+
+# -- config -------------------------------------------------------------------------------------
+
+
+@main.group()
+def config() -> None:
+    """Check, show and describe the configuration."""
+
+
+@config.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_told
+def check(*, files: tuple[Path, ...], as_json: bool) -> None:
+    """Validate FILES, or the node's own configuration; every problem with file, line and key.
+
+    \b
+    Exit status: 0 valid, 2 usage, 78 not valid.
+    """
+    from gpuboot import config as configs
+    from gpuboot.reader import Reader
+
+    host = _host()
+    if files:
+        reading = Reader()
+        for file in files:
+            reading.add(str(file), file.read_text(encoding="utf-8", errors="replace"))
+        configs.parse(reading)
+        problems = reading.problems
+    else:
+        try:
+            configs.load(host)
+            problems = []
+        except configs.ConfigError as error:
+            problems = list(error.problems)
+    if as_json:
+        _json({"valid": not problems, "problems": [asdict(problem) for problem in problems]})
+    elif problems:
+        click.echo("\n".join(str(problem) for problem in problems), err=True)
+    else:
+        names = [str(file) for file in files] or configs.files(host)
+        click.echo(f"valid: {', '.join(names) or 'no file, so the defaults'}")
+    sys.exit(EXIT_CONFIG if problems else 0)
+
+
+@config.command(name="show")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_told
+def show_config(*, as_json: bool) -> None:
+    """Show the effective configuration, secrets masked."""
+    import yaml
+
+    from gpuboot import config as configs
+
+    effective = configs.effective(configs.load(_host()))
+    if as_json:
+        _json(effective)
+    else:
+        click.echo(yaml.safe_dump(effective, sort_keys=False), nl=False)
+
+
+@config.command()
+def schema() -> None:
+    """Print the configuration's JSON Schema, for editors and checks."""
+    from gpuboot import config as configs
+    from gpuboot import reader
+
+    found = reader.schema(configs.Config)
+    _json({"$schema": "https://json-schema.org/draft/2020-12/schema", **found})

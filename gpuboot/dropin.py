@@ -1,0 +1,206 @@
+"""RKE2's configuration: what its files say together, and the one drop-in that is ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
+
+from gpuboot import labels
+from gpuboot.errors import Code, GpubootError
+from gpuboot.labels import Taint
+from gpuboot.secret import Secret
+from gpuboot.step import Finding, Ok, Pending
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+MAIN = "/etc/rancher/rke2/config.yaml"
+FOLDER = "/etc/rancher/rke2/config.yaml.d"
+FILE = f"{FOLDER}/60-gpuboot.yaml"
+DATA = "/var/lib/rancher/rke2"
+
+FOREIGN_CONFIG = Code(
+    "GB510",
+    "RKE2's own configuration contradicts gpuboot's",
+    (
+        "Another file sets the same label or taint to another value.",
+        "A file read after ours replaces the whole list of labels or taints.",
+        "A file cannot be parsed, which ends rke2-agent.",
+    ),
+    ("ls /etc/rancher/rke2/config.yaml.d", "gpuboot config show"),
+)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What RKE2 makes of some of its files: the values of each key and the last file with it."""
+
+    values: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rke2Config:
+    """Our drop-in holds agent mode's settings, and the labels and taints that others lack."""
+
+    name: ClassVar[str] = "rke2-config"
+    disruptive: ClassVar[bool] = False
+
+    settings: Mapping[str, Any]  # RKE2's own keys, without labels and taints
+    labels: tuple[str, ...]
+    taints: tuple[str, ...]
+
+    def check(self, host: Host) -> Finding:
+        text = host.read(FILE)
+        forms = [self.text(host)]
+        if registered(host, self.data_dir(host)):
+            # Once the Node carries the taints they leave the file; only the API server knows.
+            forms.append(self.text(host, without_taints=True))
+        if text not in forms:
+            return Pending(f"{FILE} is not written" if text is None else f"{FILE} differs")
+        if host.mode(FILE) != 0o600:
+            return Pending(f"{FILE} can be read by others")
+        return Ok(f"{FILE} is written")
+
+    def apply(self, host: Host) -> None:
+        host.write(FILE, self.text(host), mode=0o600)
+
+    def data_dir(self, host: Host) -> str:
+        return str(self.settings.get("data-dir") or data_dir(host))
+
+    def text(self, host: Host, *, without_taints: bool = False) -> str:
+        """The drop-in's wanted content. Raises GB510."""
+        earlier = merged(host, earlier_files(host))
+        _check_later(host, later_files(host))
+        content = {key: _plain(value) for key, value in self.settings.items()}
+        missing_labels = _missing_labels(self.labels, earlier)
+        missing_taints = _missing_taints(self.taints, earlier)
+        if missing_labels:
+            content["node-label+"] = missing_labels
+        if missing_taints and not without_taints:
+            content["node-taint+"] = missing_taints
+        return json.dumps(content, indent=2) + "\n"
+
+
+def _plain(value: object) -> object:
+    """The value as it goes into the file: the one place where the token is revealed."""
+    if isinstance(value, Secret):
+        return value.reveal()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def registered(host: Host, data: str) -> bool:
+    """Whether this node was ever registered: RKE2 keeps the kubelet's certificate."""
+    return host.exists(f"{data}/agent/client-kubelet.crt")
+
+
+def data_dir(host: Host) -> str:
+    """RKE2's data folder, as its files say. Raises GB510."""
+    everything = merged(host, [*earlier_files(host), *later_files(host)])
+    return (everything.values.get("data-dir") or [DATA])[-1]
+
+
+def _drop_ins(host: Host) -> list[str]:
+    """Every file RKE2 would read, in its order: hidden ones too, by bytes of the name."""
+    names = [name for name in host.names(FOLDER) if name.lower().endswith((".yaml", ".yml"))]
+    return [f"{FOLDER}/{name}" for name in sorted(names, key=str.encode)]
+
+
+def earlier_files(host: Host) -> list[str]:
+    """The files RKE2 reads before ours."""
+    main = [MAIN] if host.exists(MAIN) else []
+    return main + [name for name in _drop_ins(host) if name.encode() < FILE.encode()]
+
+
+def later_files(host: Host) -> list[str]:
+    """The files RKE2 reads after ours."""
+    return [name for name in _drop_ins(host) if name.encode() > FILE.encode()]
+
+
+def merged(host: Host, files: Sequence[str]) -> Merged:
+    """Merge as RKE2 does: a later file replaces a key, `key+` appends to it. Raises GB510."""
+    result = Merged()
+    for name in files:
+        for key, value in _content(host, name).items():
+            plain = key.removesuffix("+")
+            items = [_scalar(item) for item in (value if isinstance(value, list) else [value])]
+            before = result.values.get(plain, []) if key.endswith("+") else []
+            result.values[plain] = before + items
+            result.files[plain] = name
+    return result
+
+
+def _content(host: Host, name: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(host.read(name) or "")
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise GpubootError(
+            FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent"
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise GpubootError(FOREIGN_CONFIG, f"{name}:1: is no map, which ends rke2-agent")
+    return {str(key): value for key, value in content.items()}
+
+
+def _scalar(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _missing_labels(wanted: Sequence[str], earlier: Merged) -> list[str]:
+    there = dict(text.partition("=")[::2] for text in earlier.values.get("node-label", []))
+    missing = []
+    for text in wanted:
+        label = labels.label(text)
+        if label.key not in there:
+            missing.append(text)
+        elif there[label.key] != label.value:
+            raise _contradiction(
+                earlier, "node-label", f"{label.key}={there[label.key]}", str(label)
+            )
+    return missing
+
+
+def _missing_taints(wanted: Sequence[str], earlier: Merged) -> list[str]:
+    there: dict[tuple[str, str], Taint] = {}
+    for text in earlier.values.get("node-taint", []):
+        try:
+            taint = labels.taint(text)
+        except ValueError as error:
+            file = earlier.files["node-taint"]
+            raise GpubootError(FOREIGN_CONFIG, f"{file}: {error}, which ends rke2-agent") from None
+        there[taint.key, taint.effect] = taint
+    missing = []
+    for text in wanted:
+        taint = labels.taint(text)
+        other = there.get((taint.key, taint.effect))
+        if other is None:
+            missing.append(text)
+        elif other != taint:
+            raise _contradiction(earlier, "node-taint", str(other), str(taint))
+    return missing
+
+
+def _contradiction(earlier: Merged, key: str, theirs: str, ours: str) -> GpubootError:
+    return GpubootError(
+        FOREIGN_CONFIG,
+        f"{earlier.files[key]}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
+        hint="make both say the same, then: gpuboot run",
+    )
+
+
+def _check_later(host: Host, files: Sequence[str]) -> None:
+    for name in files:
+        for key in ("node-label", "node-taint"):
+            if key in _content(host, name):
+                raise GpubootError(
+                    FOREIGN_CONFIG,
+                    f"{name}: {key} without '+' replaces what {FILE} adds",
+                    hint=f"write {key}+ there, or name the file so that it sorts before ours",
+                )

@@ -1,0 +1,85 @@
+"""What the machine is: everything that cannot change while one walk runs."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpuboot import cloudinit, kernel, pci
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+# Five bytes, the last one is 1 when Secure Boot is on (nvidia-installer misc.c).
+EFI_VARIABLE = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The machine, as `gpuboot facts` prints it and `plan.build` takes it."""
+
+    os_id: str  # debian, ubuntu …
+    os_version: str
+    codename: str
+    architecture: str  # as dpkg says it
+    kernel: str  # the running kernel's release
+    next_kernel: str  # the newest installed kernel's
+    firmware: str  # efi or bios
+    secure_boot: bool | None  # None: unknown
+    vendor: str  # who made the machine, from DMI; empty if there is none
+    product_uuid: str
+    machine_id: str
+    instance_id: str
+    boot_id: str
+    hostname: str
+    gpus: tuple[pci.Gpu, ...]
+
+
+def gather(host: Host) -> Facts:
+    """Look at the machine; only reads."""
+    release = os_release(host.read("/etc/os-release") or host.read("/usr/lib/os-release") or "")
+    efi = host.exists("/sys/firmware/efi")
+    return Facts(
+        os_id=release.get("ID", ""),
+        os_version=release.get("VERSION_ID", ""),
+        codename=release.get("VERSION_CODENAME", ""),
+        architecture=host.run(["dpkg", "--print-architecture"]).out.strip(),
+        kernel=kernel.running(host),
+        next_kernel=kernel.next_boot(host),
+        firmware="efi" if efi else "bios",
+        secure_boot=_secure_boot(host) if efi else False,
+        vendor=_line(host, "/sys/class/dmi/id/sys_vendor"),
+        product_uuid=_line(host, "/sys/class/dmi/id/product_uuid").lower(),
+        machine_id=_line(host, "/etc/machine-id"),
+        instance_id=cloudinit.instance_id(host),
+        boot_id=boot_id(host),
+        hostname=_line(host, "/proc/sys/kernel/hostname"),
+        gpus=pci.gpus(host),
+    )
+
+
+def boot_id(host: Host) -> str:
+    """The kernel's id of this boot; another one means there was a reboot."""
+    return _line(host, "/proc/sys/kernel/random/boot_id")
+
+
+def os_release(text: str) -> dict[str, str]:
+    """The variables of an os-release file; lines that a shell could not read are left out."""
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        name, separator, value = line.partition("=")
+        if separator and not name.startswith("#"):
+            with suppress(ValueError):
+                values[name.strip()] = " ".join(shlex.split(value))
+    return values
+
+
+def _line(host: Host, name: str) -> str:
+    return (host.read(name) or "").strip()
+
+
+def _secure_boot(host: Host) -> bool | None:
+    text = host.read(EFI_VARIABLE)
+    return text.endswith("\x01") if text else None

@@ -1,0 +1,184 @@
+"""The kinds of values a configuration file can hold: how text becomes each, and its schema."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from gpuboot import labels, token
+from gpuboot.secret import Secret
+
+T = TypeVar("T")
+
+
+class Wrong(ValueError):
+    """What a Kind's parser raises: the message, without the place."""
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """A type of value: how a scalar's text becomes it, and what to say when it cannot."""
+
+    parse: Callable[[str], T]
+    expected: str
+    schema: Mapping[str, Any]
+    many: bool = False  # a list of such scalars
+    nothing: str | None = None  # the word for None, where None is allowed
+
+
+# -- general kinds ---------------------------------------------------------------------------
+
+
+def _boolean(text: str) -> bool:
+    if text in ("true", "false"):
+        return text == "true"
+    raise Wrong(f"{text!r} is neither true nor false")
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6})(s|m|h)", text)
+    if not match:
+        raise Wrong(f"{text!r} is not a duration")
+    return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+
+
+def _text(text: str) -> str:
+    if not text or re.search(r"[\x00-\x1f\x7f]", text):
+        raise Wrong("is empty or holds a control character or line break")
+    return text
+
+
+def choice(*words: str) -> Kind[str]:
+    """One of these words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            near = difflib.get_close_matches(text, words, 1)
+            raise Wrong(f"unknown value {text!r}" + (f", did you mean {near[0]}?" if near else ""))
+        return text
+
+    return Kind(parse, " | ".join(words), {"enum": list(words)})
+
+
+def number(low: int, high: int) -> Kind[int]:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise Wrong(f"{text!r} is not in range")
+        return int(text)
+
+    expected = f"a whole number from {low} to {high}"
+    return Kind(parse, expected, {"type": "integer", "minimum": low, "maximum": high})
+
+
+def pattern(regex: str, expected: str) -> Kind[str]:
+    """A text of this form."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(regex, text):
+            raise Wrong(f"{text!r} does not fit")
+        return text
+
+    return Kind(parse, expected, {"type": ["string", "number"], "pattern": f"^(?:{regex})$"})
+
+
+def optional(kind: Kind[T], word: str = "-") -> Kind[T | None]:
+    """The same, or `word` for nothing."""
+
+    def parse(text: str) -> T | None:
+        return None if text == word else kind.parse(text)
+
+    expected = f"{kind.expected}, or {word}"
+    schema = {"anyOf": [{"const": word}, dict(kind.schema)]}
+    return Kind(parse, expected, schema, nothing=word)
+
+
+BOOLEAN = Kind(_boolean, "true or false", {"type": "boolean"})
+DURATION = Kind(
+    _duration, "a duration such as 90s, 15m or 1h", {"type": "string", "pattern": "^[0-9]+[smh]$"}
+)
+TEXT = Kind(_text, "a text on one line", {"type": "string", "minLength": 1})
+
+
+# -- kinds of this field ----------------------------------------------------------------------
+
+
+def _ruled(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """A kind's parser from a rule that raises ValueError; the text is kept as written."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise Wrong(str(error)) from None
+        return text
+
+    return check
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.username or parts.password:
+            raise Wrong("holds a user or password, which belong elsewhere")
+        if parts.scheme not in schemes or not parts.hostname:
+            raise Wrong(f"{text!r} is no {' or '.join(schemes)} address")
+        return text.rstrip("/")
+
+    return parse
+
+
+def _source(text: str) -> str:
+    return text.rstrip("/") if text.startswith("/") else _url("https", "http")(text)
+
+
+def _secret(text: str) -> Secret:
+    if not text.strip():
+        raise Wrong("is empty")
+    return Secret(text)
+
+
+def _join_token(text: str) -> Secret:
+    try:
+        token.parse(Secret(text))
+    except ValueError as error:
+        raise Wrong(str(error)) from None
+    return Secret(text)
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/"):
+        raise Wrong(f"{text!r} is no absolute path")
+    return text
+
+
+_string = {"type": "string"}
+LABEL = Kind(_ruled(labels.own_label), "key=value that a node may set itself", _string)
+ADMIN_LABEL = Kind(_ruled(labels.label), "key=value", _string)
+TAINT = Kind(_ruled(labels.taint), "key=value:effect", _string)
+NODE_NAME = Kind(_ruled(labels.node_name), "a node name", _string)
+PATH = Kind(_absolute, "an absolute path", {"type": "string", "pattern": "^/"})
+SOURCE = Kind(_source, "an https or http address, or a local folder", _string)
+HTTPS = Kind(_url("https"), "an https address", {"type": "string", "pattern": "^https://"})
+SECRET = Kind(_secret, "a text on one line", {"type": "string", "writeOnly": True})
+TOKEN = Kind(_join_token, "a token such as K10<hash>::node:<password>", SECRET.schema)
+SHA256 = pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")
+VERSION = pattern(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", "a release such as v1.35.7+rke2r1")
+BRANCH = pattern(r"[0-9]{3}(\.[0-9]+){0,2}", "a driver branch such as 580")
+AUTO = optional(BRANCH, "auto")
+
+
+def _fingerprint_or_file(text: str) -> str:
+    if text.startswith("/"):
+        return text
+    if len(text) != 40 or set(text.lower()) - set("0123456789abcdef"):
+        raise ValueError(f"{text!r} is neither 40 hex digits nor an absolute path")
+    return text
+
+
+KEY = Kind(_ruled(_fingerprint_or_file), "a key's fingerprint or file", _string)

@@ -1,0 +1,85 @@
+"""Asks NVML or libcuda about the GPUs, as a program of its own that prints JSON and ends.
+
+A library that was once loaded holds the device open and outlives its own upgrade, so the agent
+never loads it: it runs `python3 -m gpuboot.nvml nvml` or `… cuda`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from typing import Any
+
+TRANSIENT = (10, 19, 27)  # NVML: timeout, in use, not ready
+
+
+def main(argv: list[str]) -> int:
+    """Print what the library says: `{"gpus": [...]}`, `{"count": n}` or `{"error": text}`."""
+    answer = cuda() if argv == ["cuda"] else nvml()
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 1 if "error" in answer else 0
+
+
+def nvml() -> dict[str, Any]:
+    """Driver version and GPUs: `pci` (as lspci writes it), `name`, `uuid`, `memory_mib`."""
+    try:
+        import pynvml
+    except ImportError:
+        return {"error": "python3-pynvml is not installed"}
+    try:
+        pynvml.nvmlInit()
+        gpus = [
+            _gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+            for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        version = _text(pynvml.nvmlSystemGetDriverVersion())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        value = getattr(error, "value", None)
+        return {"error": str(error), "value": value, "transient": value in TRANSIENT}
+    return {"driver": version, "gpus": gpus}
+
+
+def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - the module has no types
+    return {
+        "pci": slot(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
+        "name": _text(pynvml.nvmlDeviceGetName(handle)),
+        "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+        "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
+    }
+
+
+def _text(value: bytes | str) -> str:
+    """NVML's strings are bytes in the releases of Debian 12, str in newer ones."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def slot(bus_id: str) -> str:
+    """NVML's 00000000:03:00.0 as sysfs and lspci write it, 0000:03:00.0."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"
+
+
+def cuda() -> dict[str, Any]:
+    """How many GPUs a CUDA program would find."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return {"error": f"libcuda.so.1: {error}"}
+    count = ctypes.c_int(0)
+    for name, arguments in (("cuInit", (0,)), ("cuDeviceGetCount", (ctypes.byref(count),))):
+        code = getattr(library, name)(*arguments)
+        if code != 0:
+            return {"error": f"{name} failed: {_cuda_text(library, code)}"}
+    return {"count": count.value}
+
+
+def _cuda_text(library: ctypes.CDLL, code: int) -> str:
+    text = ctypes.c_char_p()
+    library.cuGetErrorString(code, ctypes.byref(text))
+    return f"{(text.value or b'unknown error').decode()} ({code})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""The packages a worker needs, installed in one transaction and held."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from gpuboot import apt
+from gpuboot.errors import GpubootError
+from gpuboot.step import Finding, Ok, Pending
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+# Must share one version: their dependencies on each other are exact.
+TOOLKIT = (
+    "nvidia-container-toolkit",
+    "nvidia-container-toolkit-base",
+    "libnvidia-container-tools",
+    "libnvidia-container1",
+)
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Headers, driver, libraries and toolkit are installed; driver and toolkit are held.
+
+    An update that comes by itself would put a new library over a loaded module: hence the hold.
+    """
+
+    name: ClassVar[str] = "packages"
+    disruptive: ClassVar[bool] = True
+
+    headers: tuple[str, ...]
+    driver: tuple[str, ...]
+    toolkit_version: str | None  # None: the newest
+    tools: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a proxy's password
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.headers, *self.driver, *TOOLKIT, *self.tools)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        return (*self.driver, *TOOLKIT)
+
+    def check(self, host: Host) -> Finding:
+        if apt.interrupted(host):
+            return Pending("dpkg was interrupted")
+        installed = apt.installed(host, self.names)
+        missing = [name for name in self.names if name not in installed]
+        if missing:
+            return Pending(f"{len(missing)} packages are missing: {', '.join(missing)}")
+        versions = {installed[name] for name in TOOLKIT}
+        if len(versions) > 1 or not self._wanted(versions.pop()):
+            return Pending("the toolkit's packages are not of the wanted version")
+        if loose := sorted(set(self.held) - apt.held(host)):
+            return Pending(f"not held: {', '.join(loose)}")
+        return Ok(f"{len(self.names)} packages are installed")
+
+    def apply(self, host: Host) -> None:
+        if apt.interrupted(host):
+            apt.repair(host, self.env)
+        installed = apt.installed(host, self.names)
+        wanted = [name for name in self.names if name not in installed]
+        if wanted or len({installed[name] for name in TOOLKIT}) > 1 or self.toolkit_version:
+            apt.update(host, self.env)
+            apt.install(host, self._resolved(host), self.env)
+        apt.hold(host, self.held)
+
+    def _wanted(self, version: str) -> bool:
+        """1.20.0 asks for any revision of it; 1.20.0-1 for just that one."""
+        want = self.toolkit_version
+        return want is None or version == want or version.startswith(f"{want}-")
+
+    def _resolved(self, host: Host) -> list[str]:
+        """The packages with the toolkit's one version. Raises GB204 with all that are missing."""
+        found = apt.candidates(host, self.names)
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            raise GpubootError(
+                apt.NO_PACKAGE,
+                f"no source has {', '.join(missing)}",
+                hint=_remedy(missing),
+            )
+        version = found[TOOLKIT[0]]
+        if self.toolkit_version and not self._wanted(version):
+            want = self.toolkit_version
+            version = want if "-" in want else f"{want}-1"
+        plain = [name for name in self.names if name not in TOOLKIT]
+        return [*plain, *(f"{name}={version}" for name in TOOLKIT)]
+
+
+def _remedy(missing: list[str]) -> str:
+    if any(re.match(r"linux-headers-\d", name) for name in missing):
+        return (
+            "the archive keeps headers only for recent kernels: install the newest kernel"
+            " (apt-get install linux-image-amd64), reboot, then: gpuboot run"
+        )
+    return f"apt-cache policy {missing[0]}"
+
+
+def headers(kernel: str) -> tuple[str, str]:
+    """The header package for a Debian kernel, and the meta-package that follows its flavour.
+
+    Without the meta-package the next kernel comes without headers, and DKMS skips it silently.
+    """
+    match = re.search(r"-((?:cloud-|rt-)?[a-z0-9]+)$", kernel)
+    return f"linux-headers-{kernel}", f"linux-headers-{match[1] if match else 'amd64'}"

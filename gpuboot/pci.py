@@ -1,0 +1,95 @@
+"""The GPUs on the PCI bus, as lspci sees them, or sysfs where lspci is missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+DEVICES = "/sys/bus/pci/devices"
+NVIDIA = "10de"
+# VGA and 3D controllers; the vendor also makes bridges, audio functions and chipsets
+# (open-gpu-kernel-modules osapi.c, rm_is_supported_pci_device).
+GPU_CLASSES = ("0300", "0302")
+UNSET = 0x20000000  # IORESOURCE_UNSET: the firmware gave this region no address
+
+MODELS = {"1eb8": "Tesla T4"}  # for display before NVML answers; rules go by the id
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU on the bus. `slot` is domain:bus:device.function in lower case."""
+
+    slot: str
+    device: str  # four hex digits
+    driver: str | None  # the kernel driver that holds it
+    answers: bool = True  # False: its configuration space reads all ones
+
+    @property
+    def id(self) -> str:
+        """Vendor and device, such as 10de:1eb8."""
+        return f"{NVIDIA}:{self.device}"
+
+    @property
+    def model(self) -> str:
+        """A name where we know one, else the id."""
+        return MODELS.get(self.device, self.id)
+
+
+def gpus(host: Host) -> tuple[Gpu, ...]:
+    """NVIDIA's GPUs in the order of their slots; none is an answer."""
+    result = host.run(["lspci", "-D", "-vmm", "-nn", "-k"], timeout=30)
+    found = parse(result.out) if result.code == 0 else _from_sysfs(host)
+    return tuple(sorted(found, key=lambda gpu: gpu.slot))
+
+
+def parse(text: str) -> list[Gpu]:
+    """The GPUs in the output of `lspci -D -vmm -nn -k` (facts: names hold brackets themselves)."""
+    found = []
+    for record in re.split(r"\n\s*\n", text):
+        values = dict(re.findall(r"^(\w+):\t(.*)$", record, re.MULTILINE))
+        if _id(values.get("Vendor")) == NVIDIA and _id(values.get("Class")) in GPU_CLASSES:
+            found.append(
+                Gpu(
+                    values.get("Slot", "").lower(),
+                    _id(values.get("Device")) or "ffff",
+                    values.get("Driver"),
+                    answers=values.get("Rev") != "ff",
+                )
+            )
+    return found
+
+
+def _id(value: str | None) -> str | None:
+    """The id in the last brackets: `TU104GL [Tesla T4] [1eb8]` is 1eb8."""
+    match = re.search(r"\[([0-9a-fA-F]{4})\]\s*$", value or "")
+    return match[1].lower() if match else None
+
+
+def _from_sysfs(host: Host) -> list[Gpu]:
+    found = []
+    for slot in host.names(DEVICES):
+        folder = f"{DEVICES}/{slot}"
+        vendor, device, kind = (
+            (host.read(f"{folder}/{name}") or "").strip().removeprefix("0x").lower()
+            for name in ("vendor", "device", "class")
+        )
+        if vendor == NVIDIA and kind[:4] in GPU_CLASSES:
+            driver = (host.link(f"{folder}/driver") or "").rpartition("/")[2]
+            revision = (host.read(f"{folder}/revision") or "").strip()
+            found.append(Gpu(slot, device, driver or None, answers=revision != "0xff"))
+    return found
+
+
+def unassigned(host: Host, slot: str) -> list[int]:
+    """The numbers of the memory regions that the firmware could not place."""
+    lines = (host.read(f"{DEVICES}/{slot}/resource") or "").splitlines()[:6]
+    bad = []
+    for number, line in enumerate(lines):
+        words = line.split()
+        if len(words) == 3 and int(words[2], 16) & UNSET:
+            bad.append(number)
+    return bad

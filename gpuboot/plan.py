@@ -1,0 +1,121 @@
+"""The program's table of contents: from what is wanted and what the machine is to the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuboot import config as configs
+from gpuboot import packages, sources, web
+from gpuboot.dkms import DriverBuilt
+from gpuboot.dropin import Rke2Config
+from gpuboot.kubernetes import NodeJoined
+from gpuboot.nvidia import DriverLoaded, GpuPresent, GpusAnswer, NouveauBlocked
+from gpuboot.packages import Packages
+from gpuboot.preflight import Preflight
+from gpuboot.release import Release
+from gpuboot.rke2 import AgentStarted, RancherPlan, Rke2Hold, Rke2Installed
+from gpuboot.sources import OwnArchive, PackageSources, Source
+from gpuboot.step import Step
+from gpuboot.supervisor import SupervisorAnswers
+from gpuboot.toolkit import Cdi
+
+if TYPE_CHECKING:
+    from gpuboot.config import Config
+    from gpuboot.facts import Facts
+    from gpuboot.secret import Secret
+
+# Debian 12's own driver: the smallest set for a container host (facts: nvidia 2.4).
+DEBIAN_DRIVER = (
+    "nvidia-kernel-dkms",
+    "nvidia-smi",
+    "libnvidia-ml1",
+    "libcuda1",
+    "nvidia-modprobe",
+    "nvidia-persistenced",
+    "firmware-nvidia-gsp",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps in order: `prepare` proves the GPU, `join` brings the node into the cluster."""
+
+    prepare: tuple[Step, ...]
+    join: tuple[Step, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.prepare + self.join
+
+
+def build(config: Config, facts: Facts) -> Plan:
+    """The walk for this machine; a pure function."""
+    kernels = tuple(dict.fromkeys((facts.kernel, facts.next_kernel)))
+    prepare: tuple[Step, ...] = (
+        Rke2Hold(),
+        Preflight(facts, config),
+        GpuPresent(config.gpu.count, config.gpu.model),
+        NouveauBlocked(),
+        PackageSources(_sources(config, facts)),
+        Packages(
+            headers=tuple(dict.fromkeys(name for k in kernels for name in packages.headers(k))),
+            driver=DEBIAN_DRIVER,
+            toolkit_version=config.toolkit.version,
+            tools=("python3-pynvml",),
+            env=proxy(config).env(),
+        ),
+        DriverBuilt(kernels),
+        DriverLoaded(),
+        GpusAnswer(),
+        Cdi(),
+    )
+    return Plan(prepare, _join(config))
+
+
+def _join(config: Config) -> tuple[Step, ...]:
+    agent = config.rke2.config
+    drop_in = Rke2Config(_settings(config), agent.node_label, agent.node_taint)
+    joined = NodeJoined(
+        drop_in, agent.node_name, bool(agent.with_node_id), config.rke2.admin_labels
+    )
+    if config.mode == "rancher":
+        return (RancherPlan(), drop_in, AgentStarted("rancher"), joined)
+    if config.mode == "agent":
+        source = config.sources.rke2
+        release = Release(
+            config.rke2.version, config.rke2.channel, config.rke2.sha256,
+            source.url, source.channels,
+        )  # fmt: skip
+        supervisor = SupervisorAnswers(
+            str(agent.server), agent.token, agent.token_file, agent.data_dir
+        )
+        return (Rke2Installed(release), drop_in, supervisor, AgentStarted("agent"), joined)
+    return ()
+
+
+def _settings(config: Config) -> Mapping[str, Any]:
+    """RKE2's own keys for the drop-in; in rancher mode they are Rancher's business."""
+    if config.mode != "agent":
+        return {}
+    given = configs.given(config.rke2.config)
+    return {key: value for key, value in given.items() if key not in ("node-label", "node-taint")}
+
+
+def _sources(config: Config, facts: Facts) -> tuple[Source | OwnArchive, ...]:
+    archive, toolkit = config.sources.apt, config.sources.toolkit
+    driver: Source | OwnArchive = OwnArchive(facts.codename)
+    if archive.url:
+        key = archive.key or sources.DISTRIBUTION_KEYRING
+        driver = Source("distribution", archive.url, facts.codename, key)
+    return driver, Source("toolkit", toolkit.url, "/", toolkit.key)
+
+
+def proxy(config: Config) -> web.Proxy:
+    """The proxy settings with their passwords, for whoever fetches something."""
+
+    def text(secret: Secret | None) -> str | None:
+        return secret.reveal() if secret else None
+
+    return web.Proxy(text(config.proxy.http), text(config.proxy.https), config.proxy.no_proxy)

@@ -1,0 +1,100 @@
+"""What must be so before anything is changed, and no step of ours can make so."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from gpuboot.errors import Code, GpubootError
+from gpuboot.step import Finding, Ok
+
+if TYPE_CHECKING:
+    from gpuboot.config import Config
+    from gpuboot.facts import Facts
+    from gpuboot.host import Host
+
+UNSUPPORTED = Code(
+    "GB101",
+    "this machine is not one that gpuboot can set up",
+    ("This version knows Debian 12 on amd64.",),
+    ("gpuboot facts", "cat /etc/os-release"),
+)
+UNSUPPORTED_SETTING = Code(
+    "GB102",
+    "the configuration asks for what this version cannot do",
+    ("The key is part of the configuration, and its value is not carried out yet.",),
+    ("gpuboot config show", "gpuboot config schema"),
+)
+NO_SPACE = Code(
+    "GB103",
+    "there is too little free space",
+    ("Driver, headers, module and RKE2 need about 3 GB below /usr and /var.",),
+    ("df -h /usr /var", "apt-get clean"),
+)
+SECURE_BOOT = Code(
+    "GB104",
+    "Secure Boot keeps modules built here from loading",
+    ("DKMS signs with a key the firmware does not know; enrolling one needs a console.",),
+    ("mokutil --sb-state", "switch Secure Boot off in the VM's boot options"),
+)
+
+MINIMUM_SPACE = 3 << 30  # bytes: measured on Debian 12, with a margin (facts: nvidia 2.4)
+SUPPORTED = {("debian", "12"): "amd64"}
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """System, settings, space and firmware allow the walk."""
+
+    name: ClassVar[str] = "preflight"
+    disruptive: ClassVar[bool] = False
+
+    facts: Facts
+    config: Config
+    fresh_kernels: tuple[str, ...] = ()  # kernels that may need a module, so space
+
+    def check(self, host: Host) -> Finding:
+        facts = self.facts
+        system = f"{facts.os_id or 'unknown system'} {facts.os_version} on {facts.architecture}"
+        if SUPPORTED.get((facts.os_id, facts.os_version)) != facts.architecture:
+            raise GpubootError(UNSUPPORTED, f"{system} is not supported; Debian 12 on amd64 is")
+        if problem := unsupported(self.config):
+            raise GpubootError(UNSUPPORTED_SETTING, problem)
+        if facts.secure_boot and not host.exists("/sys/module/nvidia"):
+            raise GpubootError(SECURE_BOOT, "Secure Boot is on, and DKMS cannot sign for it")
+        free = shutil.disk_usage(host.path("/")).free
+        if free < MINIMUM_SPACE and not host.exists("/usr/bin/nvidia-smi"):
+            raise GpubootError(
+                NO_SPACE,
+                f"{free >> 20} MiB are free on /, {MINIMUM_SPACE >> 20} MiB are needed",
+                retry=True,
+            )
+        return Ok(f"{system}, kernel {facts.kernel}")
+
+    def apply(self, host: Host) -> None:
+        """Never called: the check answers or raises."""
+
+
+def unsupported(config: Config) -> str | None:
+    """The first setting that this version accepts and does not carry out yet."""
+    rules = (
+        (
+            config.driver.source != "distribution",
+            f"driver.source is {config.driver.source}: set driver.source: distribution",
+        ),
+        (
+            config.driver.build == "precompiled",
+            "driver.build is precompiled: Debian has none, set dkms or auto",
+        ),
+        (
+            config.driver.kernel_module_type == "open",
+            "driver.kernel-module-type is open: Debian 12's open module does not install",
+        ),
+        (
+            config.driver.branch not in (None, "535"),
+            f"driver.branch is {config.driver.branch}: Debian 12 has 535",
+        ),
+        (config.on_gpu_failure == "join", "on-gpu-failure is join: set on-gpu-failure: hold"),
+    )
+    return next((text for wrong, text in rules if wrong), None)

@@ -1,0 +1,122 @@
+"""The live picture of the walk: what `gpuboot status` shows, kept in /run for everyone to read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from gpuboot import __version__, kernel
+from gpuboot.checkpoint import Effort
+from gpuboot.clock import stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpuboot.checkpoint import Checkpoint
+    from gpuboot.config import Config
+    from gpuboot.engine import Outcome
+    from gpuboot.host import Host
+    from gpuboot.step import Step
+
+FILE = "/run/gpuboot/progress.json"
+SCHEMA = 1
+
+# How long the steps take on a fresh node, in seconds: for the time that is left, until the
+# checkpoint has this machine's own. Measured on two cores; everything else is about instant.
+USUAL = {"packages": 90.0, "driver-built": 150.0, "rke2-installed": 20.0, "node-joined": 60.0}
+
+
+class Progress:
+    """Keeps /run/gpuboot/progress.json; the schema is the one of `gpuboot status --json`."""
+
+    def __init__(
+        self, host: Host, record: Checkpoint, config: Config | None, steps: Sequence[Step]
+    ) -> None:
+        self._host = host
+        self._record = record
+        self._config = config  # None: it could not be read
+        self._steps: dict[str, dict[str, Any]] = {
+            step.name: {"name": step.name, "state": "pending", "reason": ""} for step in steps
+        }
+        self._shows: dict[str, Any] = {}
+        self._head: dict[str, Any] = {"state": "running", "step": None, "reason": "looking"}
+
+    def watch(self, step: Step, state: str, reason: str) -> None:
+        """The engine's news: one step has a new state."""
+        self._steps[step.name].update(state=state, reason=reason)
+        shown = reason if state != "ok" else f"{step.name} holds"
+        self._head = {"state": "running", "step": step.name, "reason": shown}
+        self.save()
+
+    def rebooting(self, reason: str) -> None:
+        """A reboot is due; the reason says what it still waits for."""
+        self._head = {**self._head, "state": "rebooting", "reason": reason}
+        self.save()
+
+    def end(self, outcome: Outcome, next_attempt: str | None) -> None:
+        """The walk ended."""
+        self._shows.update(outcome.shows)
+        self._head = {
+            "state": outcome.state,
+            "step": outcome.step,
+            "reason": outcome.reason,
+            "code": outcome.code,
+            "hint": outcome.hint,
+            "evidence": outcome.evidence or None,
+            "drift": list(outcome.drift),
+            "next_attempt": next_attempt,
+        }
+        self.save()
+
+    def save(self) -> None:
+        """Write it, secrets masked. Raises GB012, Stopped."""
+        text = json.dumps(self.document(), indent=1, ensure_ascii=False)
+        self._host.write(FILE, self._host.mask(text) + "\n")
+
+    def document(self) -> dict[str, Any]:
+        """The content: `gpuboot status --json` without what only looking can tell."""
+        record, host = self._record, self._host
+        head = {"code": None, "hint": None, "next_attempt": None, **self._head}
+        return {
+            "schema": SCHEMA,
+            **head,
+            "mode": self._config.mode if self._config else None,
+            "boot_id": record.boot_id,
+            "checked": stamp(host.clock.now()),
+            "progress": self._counted(),
+            "steps": [self._step(item) for item in self._steps.values()],
+            "reboots": {
+                "spent": record.spent,
+                "budget": self._config.reboot.budget if self._config else None,
+                "reasons": [spent.reason for spent in record.reboots],
+            },
+            "boots": record.boots,
+            "gpus": self._shows.get("gpus", []),
+            "driver": self._driver(),
+            "node": self._shows.get("node"),
+            "started": record.started,
+            "ready_at": record.ready_at,
+            "seconds_to_ready": record.seconds_to_ready,
+            "gpuboot": __version__,
+        }
+
+    def _step(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, **asdict(self._record.steps.get(item["name"], Effort()))}
+
+    def _counted(self) -> dict[str, Any]:
+        open_steps = [name for name, item in self._steps.items() if item["state"] != "ok"]
+        left = sum(USUAL.get(name, 1.0) for name in open_steps)
+        running = self._head["state"] == "running"
+        return {
+            "done": len(self._steps) - len(open_steps),
+            "total": len(self._steps),
+            "eta_seconds": round(left) if running else None,
+        }
+
+    def _driver(self) -> dict[str, Any] | None:
+        driver: dict[str, Any] | None = self._shows.get("driver")
+        if driver is None:
+            return None
+        built = kernel.nvidia_module(self._host, kernel.next_boot(self._host))
+        return {**driver, "next_boot_kernel_has_module": built is not None}

@@ -1,0 +1,138 @@
+"""How things look on a terminal: status, live progress, facts and plan as text."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+MARKS = {
+    "ok": ("✓", "green"),
+    "pending": ("·", "bright_black"),
+    "running": ("▸", "cyan"),
+    "waiting": ("…", "yellow"),
+    "reboot": ("↻", "yellow"),
+    "failed": ("✗", "red"),
+}
+COLOURS = {
+    "ready": "green",
+    "degraded": "yellow",
+    "waiting": "yellow",
+    "rebooting": "yellow",
+    "running": "cyan",
+    "failed": "red",
+    "idle": "bright_black",
+}
+
+
+def status(found: dict[str, Any]) -> str:
+    """The document of `gpuboot status` as a few lines."""
+    lines = [_head(found)]
+    if found["state"] in ("ready", "degraded"):
+        lines += _proof(found)
+    else:
+        lines += [_step(step) for step in found["steps"] if step.get("state")]
+    if found.get("evidence"):
+        lines += ["", "Evidence:", *(f"  {line}" for line in found["evidence"].splitlines()[-8:])]
+    lines += [f"  differs: {drift}" for drift in found.get("drift") or []]
+    if found.get("next_attempt"):
+        lines.append(f"  next try: {found['next_attempt']}")
+    if found.get("code"):
+        lines.append(f"  explained by: gpuboot explain {found['code']}")
+    if found.get("hint"):
+        lines.append(f"  next: {found['hint']}")
+    return "\n".join(lines)
+
+
+def _head(found: dict[str, Any]) -> str:
+    state = click.style(found["state"], fg=COLOURS[found["state"]], bold=True)
+    code = f" [{found['code']}]" if found.get("code") else ""
+    counted = found.get("progress")
+    share = ""
+    if counted and counted["total"] and found["state"] not in ("ready", "degraded"):
+        share = f" ({counted['done']} of {counted['total']} steps)"
+    return f"{state}{share}: {found['reason']}{code}"
+
+
+def _proof(found: dict[str, Any]) -> list[str]:
+    """What a ready node is."""
+    lines = [
+        f"  GPU     {gpu['pci']}  {gpu['name']}  {gpu.get('uuid', '')}".rstrip()
+        for gpu in found["gpus"]
+    ]
+    if driver := found["driver"]:
+        lines.append(f"  driver  {driver['version']} ({driver['kernel_module_type']})")
+    if node := found["node"]:
+        lines.append(f"  node    {node['name']}  {'Ready' if node['ready'] else 'NotReady'}")
+        lines += [f"  taint   {taint}" for taint in node["taints"]]
+        lines += [f"  to do   {drift}" for drift in node["drift"]]
+    lines.append(f"  took    {_took(found)}")
+    return lines
+
+
+def _took(found: dict[str, Any]) -> str:
+    seconds = found["seconds_to_ready"]
+    reasons = found["reboots"]["reasons"]
+    reboots = f"{len(reasons)} reboot{'' if len(reasons) == 1 else 's'}"
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"{duration(seconds) if seconds is not None else '?'}, {reboots}{because}"
+
+
+def _step(step: dict[str, Any]) -> str:
+    mark, colour = MARKS[step["state"]]
+    seconds = f"  {duration(step['seconds'])}" if step.get("seconds", 0) >= 1 else ""
+    reason = f"  {step['reason']}" if step.get("reason") else ""
+    return f"  {click.style(mark, fg=colour)} {step['name']:<18}{reason}{seconds}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 211 is "3 min 31 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def follow(look: Callable[[], dict[str, Any]], *, poll: float = 0.5) -> dict[str, Any]:
+    """Show the walk as it goes on, until it is over; the last document.
+
+    A step is printed once when it holds; the line at the bottom lives.
+    """
+    done: set[str] = set()
+    started = time.monotonic()
+    while True:
+        found = look()
+        for step in found["steps"]:
+            if step.get("state") == "ok" and step["name"] not in done:
+                done.add(step["name"])
+                click.echo(f"\r\x1b[K{_step(step)}")
+        if found["state"] in ("ready", "degraded", "failed", "idle") and not _begins(
+            found, time.monotonic() - started
+        ):
+            click.echo("\r\x1b[K", nl=False)
+            return found
+        live = f"  {_spinner()} {found.get('step') or ''}: {found['reason']}{_left(found)}"
+        click.echo(f"\r\x1b[K{live[: shutil.get_terminal_size().columns - 1]}", nl=False)
+        time.sleep(poll)
+
+
+def _begins(found: dict[str, Any], seconds: float) -> bool:
+    """Whether the unit may just not have written anything yet."""
+    return found["state"] == "idle" and seconds < 10
+
+
+def _spinner() -> str:
+    return "|/-\\"[int(time.monotonic() * 2) % 4]
+
+
+def _left(found: dict[str, Any]) -> str:
+    seconds = (found.get("progress") or {}).get("eta_seconds")
+    return f" (about {duration(seconds)} left)" if seconds and seconds > 5 else ""
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Two columns."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

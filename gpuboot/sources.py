@@ -1,0 +1,198 @@
+"""Where packages come from: apt's source files and the keys they are verified with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from gpuboot.errors import Code, GpubootError
+from gpuboot.step import Finding, Ok, Pending
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+FOLDER = "/etc/apt/sources.list.d"
+KEYRINGS = "/etc/apt/keyrings"
+DISTRIBUTION_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
+
+KEY_MISSING = Code(
+    "GB210",
+    "the key of a package source is not there",
+    ("The file named under sources does not exist on this node.",),
+    ("ls -l /usr/share/keyrings /etc/apt/keyrings", "gpuboot config show"),
+)
+KEY_REFUSED = Code(
+    "GB211",
+    "the key of a package source is not the pinned one",
+    (
+        "The mirror hands out another key than the one whose fingerprint is pinned.",
+        "The source's owner changed the key: check the new fingerprint, then configure it.",
+    ),
+    ("gpg --show-keys FILE", "gpuboot config show"),
+)
+NO_ARCHIVE = Code(
+    "GB212",
+    "the node's own apt sources name no archive of the distribution",
+    ("apt is configured with other sources only.",),
+    ("apt-get indextargets", "gpuboot config schema"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One apt source. `suite` is "/" for a flat repository; `url` may be a local folder.
+
+    `key` is a key file on the node, or the fingerprint of the key at URL/gpgkey.
+    """
+
+    name: str
+    url: str
+    suite: str
+    key: str
+
+    @property
+    def file(self) -> str:
+        return f"{FOLDER}/gpuboot-{self.name}.sources"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the key is named by its fingerprint, so that we fetch it."""
+        return not self.key.startswith("/")
+
+    @property
+    def key_file(self) -> str:
+        """Where apt reads the key; .asc: apt takes armored keys by that suffix."""
+        return f"{KEYRINGS}/gpuboot-{self.name}.asc" if self.pinned else self.key
+
+
+@dataclass(frozen=True)
+class OwnArchive:
+    """The distribution's archive where the node's own apt sources have it, with all components."""
+
+    codename: str
+
+    @property
+    def file(self) -> str:
+        return f"{FOLDER}/gpuboot-distribution.sources"
+
+
+@dataclass(frozen=True)
+class PackageSources:
+    """apt knows where driver and toolkit come from, and whose signature to want."""
+
+    name: ClassVar[str] = "package-sources"
+    disruptive: ClassVar[bool] = False
+
+    sources: tuple[Source | OwnArchive, ...]
+
+    def check(self, host: Host) -> Finding:
+        for source in self.sources:
+            if isinstance(source, Source) and source.pinned:
+                if not _is_key(host, source.key_file, source.key):
+                    return Pending(f"the key of {source.name} is not there")
+            elif isinstance(source, Source) and not host.exists(source.key_file):
+                raise GpubootError(KEY_MISSING, f"sources.{source.name}.key: no {source.key_file}")
+            if host.read(source.file) != _text(host, source):
+                return Pending(f"{source.file} is not written")
+        return Ok(f"apt has {', '.join(source.file for source in self.sources)}")
+
+    def apply(self, host: Host) -> None:
+        for source in self.sources:
+            if isinstance(source, Source):
+                _provide_key(host, source)
+            host.write(source.file, _text(host, source))
+
+
+def _text(host: Host, source: Source | OwnArchive) -> str:
+    """The source in apt's deb822 form."""
+    if isinstance(source, OwnArchive):
+        stanzas = [
+            _stanza(url, suite, signed_by)
+            for url, suite, signed_by in _own_archives(host, source.codename)
+        ]
+    else:
+        url = f"file:{source.url}" if source.url.startswith("/") else source.url
+        stanzas = [_stanza(url, source.suite, source.key_file)]
+    head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
+    return head + "\n".join(stanzas)
+
+
+def _stanza(url: str, suite: str, signed_by: str | None) -> str:
+    lines = ["Types: deb", f"URIs: {url}", f"Suites: {suite}"]
+    if suite != "/":
+        lines.append("Components: " + " ".join(COMPONENTS))
+    if signed_by:
+        lines.append(f"Signed-By: {signed_by}")
+    return "\n".join([*lines, ""])
+
+
+def _own_archives(host: Host, codename: str) -> list[tuple[str, str, str | None]]:
+    """Address, suite and key of the node's own sources for this release. Raises GB212.
+
+    Security updates belong to it: Debian's newest driver is there. The key is the entry's own,
+    or none if it names none: apt refuses two entries of one archive with different keys.
+    """
+    form = "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)"
+    found = []
+    for line in host.must(["apt-get", "indextargets", "--format", form]).splitlines():
+        site, suite, component, created_by, entry = [*line.split(), "", "", "", "", ""][:5]
+        if entry.startswith(f"{FOLDER}/gpuboot-"):
+            continue
+        if component == "main" and created_by == "Packages" and suite.startswith(codename):
+            found.append((site.rstrip("/"), suite, _signed_by(host, entry)))
+    if not found:
+        raise GpubootError(NO_ARCHIVE, f"no apt source has {codename} main; set sources.apt.url")
+    return found
+
+
+def _signed_by(host: Host, entry: str) -> str | None:
+    """The key that a source entry names itself: line N of a .list, stanza N of a .sources."""
+    file, _, number = entry.rpartition(":")
+    text = host.read(file) or ""
+    if file.endswith(".sources"):
+        text = re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)
+        entries = [stanza for stanza in re.split(r"\n\s*\n", text) if stanza.strip()]
+        key = re.compile(r"^signed-by:[ \t]*(\S+)", re.MULTILINE | re.IGNORECASE)
+    else:
+        entries = text.splitlines()
+        key = re.compile(r"signed-by=([^\s\]]+)")
+    index = int(number) - 1 if number.isdigit() else 0
+    match = key.search(entries[index]) if index < len(entries) else None
+    return match[1] if match else None
+
+
+def _provide_key(host: Host, source: Source) -> None:
+    """Download the key, and keep it only if it is the pinned one and no other. Raises GB211."""
+    if not source.pinned or _is_key(host, source.key_file, source.key):
+        return
+    base = source.url
+    address = f"{base}/gpgkey"
+    if base.startswith("/"):
+        text = host.read(address) or ""
+    else:
+        answer = host.web.get(address)
+        text = answer.text if answer.status == 200 else ""
+    scratch = f"{source.key_file}.unverified"
+    host.write(scratch, text)
+    found = _fingerprints(host, scratch)
+    host.remove(scratch)
+    if found != [source.key.upper()]:
+        raise GpubootError(
+            KEY_REFUSED,
+            f"{address} holds {', '.join(found) or 'no key'}, expected {source.key.upper()}",
+            retry=not found,
+        )
+    host.write(source.key_file, text)
+
+
+def _is_key(host: Host, file: str, fingerprint: str) -> bool:
+    return host.exists(file) and _fingerprints(host, file) == [fingerprint.upper()]
+
+
+def _fingerprints(host: Host, file: str) -> list[str]:
+    """The primary keys in a file, by gpg; apt would trust every one of them."""
+    argv = ["gpg", "--batch", "--show-keys", "--with-colons", str(host.path(file))]
+    listing = host.run(argv, env={"GNUPGHOME": "/nonexistent"}).out
+    return re.findall(r"^pub:.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing, re.MULTILINE)

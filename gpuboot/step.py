@@ -1,0 +1,70 @@
+"""What a step is, and the four answers that looking at one can give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from gpuboot.errors import Code
+    from gpuboot.host import Host
+
+
+@dataclass(frozen=True)
+class Ok:
+    """The step holds. `drift` is what differs and is not ours to change, or not now.
+
+    `shows` are values that looking brought up, for `gpuboot status`: its top-level keys.
+    """
+
+    reason: str
+    drift: tuple[str, ...] = ()
+    shows: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """There is something to do, and `apply` does it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Somebody or something else has to act; looking again later is all we can do."""
+
+    reason: str
+    code: Code
+    hint: str | None = None
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Reboot:
+    """Only a reboot helps. The reason must read the same when the same trouble comes again."""
+
+    reason: str
+
+
+Finding = Ok | Pending | Waiting | Reboot
+
+
+class Step(Protocol):
+    """One thing that must hold on a GPU worker.
+
+    `check` only looks: it never changes, sleeps, or fails for absence; it raises GpubootError
+    for what no `apply` of ours can mend. `apply` may be cut off anywhere and be repeated.
+    A `disruptive` step is only looked at while rke2-agent is active.
+    """
+
+    name: ClassVar[str]
+    disruptive: ClassVar[bool]
+
+    def check(self, host: Host) -> Finding:
+        """Look, and say what is the case."""
+        ...
+
+    def apply(self, host: Host) -> Reboot | None:
+        """Make it so; a Reboot if trying proved that only one helps. Raises GpubootError."""
+        ...

@@ -1,0 +1,102 @@
+"""The few systemctl verbs we need."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+LIVE = ("active", "activating", "reloading", "deactivating")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit as systemd has it now. `load` is not-found for one that does not exist."""
+
+    load: str
+    active: str
+    sub: str
+    file_state: str  # enabled, disabled, static …; empty if there is no unit file
+    job: bool
+    restarts: int
+    condition: bool
+
+    @property
+    def exists(self) -> bool:
+        return self.load not in ("", "not-found")
+
+    @property
+    def live(self) -> bool:
+        """It runs, or is on its way up or down."""
+        return self.active in LIVE
+
+    @property
+    def enabled(self) -> bool:
+        return self.file_state.startswith("enabled")
+
+
+_PROPERTIES = "LoadState,ActiveState,SubState,UnitFileState,Job,NRestarts,ConditionResult"
+
+
+def unit(host: Host, name: str) -> Unit:
+    """Look at a unit; also answers for one that does not exist. Raises GB010 without systemd."""
+    text = host.must(["systemctl", "show", "--property", _PROPERTIES, name], timeout=30)
+    values = dict(line.partition("=")[::2] for line in text.splitlines())
+    return Unit(
+        load=values.get("LoadState", ""),
+        active=values.get("ActiveState", ""),
+        sub=values.get("SubState", ""),
+        file_state=values.get("UnitFileState", ""),
+        job=values.get("Job", "0") not in ("", "0"),
+        restarts=int(values.get("NRestarts") or 0),
+        condition=values.get("ConditionResult") == "yes",
+    )
+
+
+def enable(host: Host, name: str) -> None:
+    """Enable without a daemon-reload, which can take the GPU from running containers."""
+    host.must(["systemctl", "enable", "--no-reload", "--quiet", name])
+
+
+def start(host: Host, name: str) -> None:
+    """Queue a start, also of a failed unit, and do not wait for it."""
+    host.run(["systemctl", "reset-failed", name])
+    host.must(["systemctl", "start", "--no-block", name])
+
+
+def restart(host: Host, name: str, *, timeout: float) -> None:
+    """Restart, also a failed unit, and wait for it."""
+    host.run(["systemctl", "reset-failed", name])
+    host.must(["systemctl", "restart", name], timeout=timeout)
+
+
+def stop(host: Host, name: str, *, timeout: float = 60) -> None:
+    """Stop and wait; no error if there is no such unit."""
+    host.run(["systemctl", "stop", name], timeout=timeout)
+
+
+def reload_units(host: Host) -> None:
+    """Make systemd read unit files again."""
+    host.must(["systemctl", "daemon-reload"], timeout=90)
+
+
+def journal(host: Host, name: str, *, lines: int) -> str:
+    """The unit's last lines of this boot; empty if there is no journal."""
+    argv = ["journalctl", "--boot", "--unit", name, "--lines", str(lines), "--output", "cat"]
+    return host.run([*argv, "--no-pager", "--quiet"], timeout=30).out
+
+
+def notify(message: str) -> None:
+    """Tell systemd, `READY=1` or `STATUS=…` (sd_notify(3)); nothing outside a notify unit."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract socket
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.connect(address)
+        channel.sendall(message.encode())
