@@ -70,7 +70,7 @@ class Checkpoint:
     def save(self, host: Host) -> None:
         """Write it durably. Raises GB012."""
         self.seen = host.clock.boottime()
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False)
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False)
         host.write(FILE, text + "\n")
 
     def seconds(self, host: Host) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -243,6 +244,10 @@ class Host:
             return stat.S_IMODE(self.path(name).stat().st_mode)
         except OSError:
             return None
+
+    def free(self, name: str) -> int:
+        """Free bytes on the file system that holds this folder."""
+        return shutil.disk_usage(self.path(name)).free
 
     # -- changing files ---------------------------------------------------------------------
 

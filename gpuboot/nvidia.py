@@ -163,9 +163,10 @@ class DriverLoaded:
         if reboot := _make_way(host) or _load(host):
             _renew_initramfs(host)
             return reboot
-        count = len(pci.gpus(host))
-        for minor in range(count):
-            host.must(["nvidia-modprobe", "-c", str(minor), "-u"])
+        # With -u the numbers are UVM's devices, without it the cards'; 255 is nvidiactl.
+        minors = ["255", *map(str, range(len(pci.gpus(host))))]
+        host.must(["nvidia-modprobe", *(word for minor in minors for word in ("-c", minor))])
+        host.must(["nvidia-modprobe", "-u", "-c", "0"])
         systemd.start(host, "nvidia-persistenced.service")
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,7 +51,6 @@ class Preflight:
 
     facts: Facts
     config: Config
-    fresh_kernels: tuple[str, ...] = ()  # kernels that may need a module, so space
 
     def check(self, host: Host) -> Finding:
         facts = self.facts
@@ -63,7 +61,7 @@ class Preflight:
             raise GpubootError(UNSUPPORTED_SETTING, problem)
         if facts.secure_boot and not host.exists("/sys/module/nvidia"):
             raise GpubootError(SECURE_BOOT, "Secure Boot is on, and DKMS cannot sign for it")
-        free = shutil.disk_usage(host.path("/")).free
+        free = host.free("/")
         if free < MINIMUM_SPACE and not host.exists("/usr/bin/nvidia-smi"):
             raise GpubootError(
                 NO_SPACE,

@@ -71,7 +71,7 @@ class Progress:
 
     def save(self) -> None:
         """Write it, secrets masked. Raises GB012, Stopped."""
-        text = json.dumps(self.document(), indent=1, ensure_ascii=False)
+        text = json.dumps(self.document(), ensure_ascii=False)
         self._host.write(FILE, self._host.mask(text) + "\n")
 
     def document(self) -> dict[str, Any]:

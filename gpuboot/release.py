@@ -64,7 +64,6 @@ def install(host: Host, want: Release) -> None:
         pieces = _pieces(host, want, version, TARBALL)
         host.write_stream(tarball, web.checked(pieces, expected, TARBALL))
     _unpack(host, tarball)
-    host.remove(tarball)
 
 
 def lookup(host: Host, want: Release) -> str:
@@ -116,13 +115,18 @@ def _sha256(host: Host, place: str) -> str:
 
 
 def _unpack(host: Host, tarball: str) -> None:
-    """Each file by a rename of its own; bin/rke2 comes last, so that it proves the rest."""
+    """Each file by a rename of its own; bin/rke2 comes last, so that it proves the rest.
+
+    The tarball goes before it, still open: nothing would remove it after a power cut then.
+    """
     try:
         with tarfile.open(host.path(tarball)) as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
             members.sort(key=lambda member: member.name.endswith("bin/rke2"))
             for member in members:
                 name = f"{PREFIX}/{_inside(member.name)}"
+                if member is members[-1]:
+                    host.remove(tarball)
                 content = archive.extractfile(member)
                 # The operator's own settings live in the .env file: an old one stays.
                 if content and not (name.endswith(".env") and host.exists(name)):

@@ -1,0 +1,402 @@
+"""A stand-in for a Debian 12 node with a T4: real files below a folder, commands interpreted.
+
+It stands in for what cannot be had in a unit test: dpkg, systemd, the kernel and its modules,
+NVIDIA's tools and RKE2, each reduced to what the walk can see of it. `Fuse` cuts the power.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from gpuboot.host import Command, Host, Result
+from tests.model.cluster import Cluster
+
+KERNEL = "6.1.0-50-amd64"
+DRIVER = "535.309.01"
+SLOT = "0000:03:00.0"
+RKE2 = "v1.35.7+rke2r1"
+VOLATILE = ("run", "sys", "dev", "proc", "var/run")
+BASE = {"gpg", "pciutils", "kmod"}
+# What may take the GPU, or the node, from a running workload (DESIGN §7).
+DISRUPTIVE = re.compile(
+    r"apt-get .*install|dpkg --configure|modprobe|nvidia-modprobe|update-initramfs"
+    r"|systemctl (?:reboot|daemon-reload|(?:stop|restart) (?!nvidia-cdi-refresh))"
+)
+
+
+class PowerCut(BaseException):
+    """The machine lost its power. Not an Exception: nobody may catch it on the way."""
+
+
+@dataclass
+class Fuse:
+    """Counts the instants at which the power could fail; `cut` may raise PowerCut at one."""
+
+    cut: Callable[[int], None] = lambda _: None
+    count: int = 0
+
+    def burn(self) -> None:
+        """One more instant."""
+        self.count += 1
+        self.cut(self.count)
+
+
+@dataclass
+class FakeClock:
+    """Time that passes only by sleeping, and a little with every look at it."""
+
+    seconds: float = 10.0
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=self.seconds)
+
+    def boottime(self) -> float:
+        self.seconds += 0.01
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def wake(self) -> None:
+        """Nobody sleeps here."""
+
+
+class ModelHost(Host):
+    """The real Host, whose file writes are instants at which the power can fail."""
+
+    machine: Machine
+
+    def write_stream(self, name: str, chunks: Iterator[bytes], *, mode: int = 0o644) -> None:
+        burn = self.machine.fuse.burn
+        burn()
+        data = b"".join(chunks)
+        scratch = self.path(name).with_name(f".{Path(name).name}.gpuboot-new")
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data[: len(data) // 2])
+        self.machine.changed(name)
+        burn()  # a torn write: half of it beside the old file
+        super().write_stream(name, iter([data]), mode=mode)
+        self.machine.changed(name)
+        burn()
+
+    def remove(self, name: str) -> None:
+        self.machine.fuse.burn()
+        super().remove(name)
+        self.machine.changed(name)
+        self.machine.fuse.burn()
+
+    def free(self, name: str) -> int:
+        return 50 << 30
+
+
+@dataclass
+class Machine:
+    """One node. What a power cut takes is in `_volatile`; everything else is in files."""
+
+    root: Path
+    cluster: Cluster
+    nouveau: str = "absent"  # or idle, busy
+    boots: int = 0
+    rebooting: bool = False
+    commands: list[str] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
+    fuse: Fuse = field(default_factory=Fuse)
+    clock: FakeClock = field(default_factory=FakeClock)
+    changes: int = 0  # to what survives a power cut
+
+    # -- the machine's own life
+
+    def make(self) -> None:
+        """A fresh installation."""
+        self.put("/etc/os-release", 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n')
+        self.put("/etc/machine-id", "a" * 32)
+        hold = Path(__file__).parents[2] / "systemd/rke2-agent.service.d/10-gpuboot.conf"
+        self.put("/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf", hold.read_text())
+        self.put("/usr/lib/systemd/system/gpuboot.service", "")
+        self.put("/keys/archive.gpg", "a key")
+        self.put("/usr/sbin/update-initramfs", "")
+        self.save("packages", dict.fromkeys(sorted(BASE), "installed"))
+        self.save("holds", [])
+        self.save("initramfs", [])
+
+    def boot(self) -> None:
+        """Power on: volatile state is gone, modules load, enabled units start."""
+        for name in VOLATILE:
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        self.boots += 1
+        self.rebooting = False
+        self.active = set()
+        self.clock = self.cluster.clock = FakeClock()
+        self.cluster.agent_gone()
+        self.put("/proc/sys/kernel/osrelease", KERNEL + "\n")
+        self.put("/proc/sys/kernel/hostname", "gpu-1\n")
+        self.put("/proc/sys/kernel/random/boot_id", f"boot-{self.boots}\n")
+        if self.nouveau != "absent" and "nouveau" not in self.load("initramfs"):
+            self.put("/sys/module/nouveau/refcnt", "1" if self.nouveau == "busy" else "0")
+        if self.path("/etc/modules-load.d/gpuboot.conf").exists():
+            self._modprobe(["nvidia"])
+            self._modprobe(["nvidia-uvm"])
+        self._start_agent()
+
+    def host(self) -> ModelHost:
+        """A host on this machine whose effects all go through the fuse."""
+        host = ModelHost(
+            self.root, runner=self, clock=self.clock, web=self.cluster,
+            owner=self.root.stat().st_uid,
+        )  # fmt: skip
+        host.machine = self
+        return host
+
+    # -- files
+
+    def path(self, name: str) -> Path:
+        return self.root / name.lstrip("/")
+
+    def put(self, name: str, text: str) -> None:
+        """A file, as if it had always been there."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        self.changed(name)
+
+    def changed(self, name: str) -> None:
+        """Something was written: count it if it survives a power cut."""
+        self.changes += not name.startswith(tuple(f"/{folder}/" for folder in VOLATILE))
+
+    def text(self, name: str) -> str:
+        """A file's text, empty if there is none."""
+        path = self.path(name)
+        return path.read_text() if path.is_file() else ""
+
+    def save(self, name: str, value: object) -> None:
+        """State of a database that is a file on a real node too."""
+        self.put(f"/var/lib/model/{name}.json", json.dumps(value))
+
+    def load(self, name: str) -> list[str]:
+        """A list that `save` wrote."""
+        found: list[str] = json.loads(self.text(f"/var/lib/model/{name}.json"))
+        return found
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """Package names with installed, or unpacked where dpkg was cut off."""
+        found: dict[str, str] = json.loads(self.text("/var/lib/model/packages.json"))
+        return found
+
+    def persistent(self) -> dict[str, str]:
+        """Every file that survives a power cut, but for the checkpoints and their times."""
+        found = {}
+        for path in sorted(self.root.rglob("*")):
+            name = str(path.relative_to(self.root))
+            if path.is_symlink():
+                found[name] = f"-> {path.readlink()}"
+            elif path.is_file() and not name.startswith((*VOLATILE, "var/lib/gpuboot")):
+                found[name] = f"{path.stat().st_mode & 0o777:o} {path.read_bytes()!r}"
+        return found
+
+    # -- commands
+
+    def __call__(self, command: Command) -> Result:
+        """Run a command as far as the walk can see it."""
+        self.fuse.burn()
+        self.commands.append(" ".join(command.argv))
+        program, *rest = command.argv
+        name = Path(program).name
+        if name.startswith("python"):
+            result = self._probe(rest[-1])
+        else:
+            result = getattr(self, "_" + name.replace("-", "_"))(rest)
+        self.fuse.burn()
+        assert isinstance(result, Result)
+        return result
+
+    def _lspci(self, _: list[str]) -> Result:
+        driver = ""
+        if self.path("/sys/module/nvidia").exists() and not self._nouveau_holds():
+            driver = "Driver:\tnvidia\n"
+        elif self._nouveau_holds():
+            driver = "Driver:\tnouveau\n"
+        return Result(0, (
+            f"Slot:\t{SLOT}\nClass:\t3D controller [0302]\nVendor:\tNVIDIA Corporation [10de]\n"
+            f"Device:\tTU104GL [Tesla T4] [1eb8]\nRev:\ta1\n{driver}\n"
+        ))  # fmt: skip
+
+    def _nouveau_holds(self) -> bool:
+        return self.path("/sys/module/nouveau").exists()
+
+    def _dpkg(self, argv: list[str]) -> Result:
+        if argv == ["--print-architecture"]:
+            return Result(0, "amd64\n")
+        if argv == ["--audit"]:
+            return Result(0, "".join(n for n, s in self.packages.items() if s != "installed"))
+        assert argv[:2] == ["--configure", "--pending"], argv
+        self._configure()
+        return Result(0)
+
+    def _dpkg_query(self, argv: list[str]) -> Result:
+        packages = self.packages
+        names = argv[3:]
+        lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
+        return Result(0 if len(lines) == len(names) else 1, "".join(lines))
+
+    def _apt_mark(self, argv: list[str]) -> Result:
+        holds = set(self.load("holds"))
+        if argv[0] == "hold":
+            self.save("holds", sorted(holds | set(argv[1:])))
+        return Result(0, "\n".join(sorted(holds)))
+
+    def _apt_cache(self, argv: list[str]) -> Result:
+        return Result(0, "".join(
+            f"{name}:\n  Installed: (none)\n  Candidate: {_version(name)}\n" for name in argv[1:]
+        ))  # fmt: skip
+
+    def _apt_get(self, argv: list[str]) -> Result:
+        if argv[-1] == "update":
+            sources = self.path("/etc/apt/sources.list.d")
+            assert len(list(sources.glob("gpuboot-*.sources"))) == 2
+            return Result(0)
+        wanted = argv[argv.index("install") + 1 :]
+        for word in wanted:
+            packages = self.packages
+            packages.setdefault(word.partition("=")[0], "unpacked")
+            self.save("packages", packages)
+            self.fuse.burn()
+        self._configure()
+        return Result(0)
+
+    def _configure(self) -> None:
+        """Maintainer scripts: DKMS builds the module when its package is configured."""
+        for name, state in self.packages.items():
+            if state == "unpacked":
+                if name == "nvidia-kernel-dkms":
+                    self._dkms(["autoinstall"])
+                self.fuse.burn()
+                self.save("packages", {**self.packages, name: "installed"})
+
+    def _dkms(self, _: list[str]) -> Result:
+        self.fuse.burn()
+        self.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko", "built")
+        return Result(0)
+
+    def _modinfo(self, argv: list[str]) -> Result:
+        if Path(argv[-1]).read_text() != "built":
+            return Result(1, err="modinfo: ERROR: Exec format error")
+        return Result(0, f"{KERNEL} SMP\n" if argv[1] == "vermagic" else f"{DRIVER}\n")
+
+    def _modprobe(self, argv: list[str]) -> Result:
+        if argv[0] == "-r":
+            for name in argv[1:]:
+                if name == "nouveau" and self.text("/sys/module/nouveau/refcnt") == "1":
+                    return Result(1, err="modprobe: FATAL: Module nouveau is in use.")
+                shutil.rmtree(self.path(f"/sys/module/{name}"), ignore_errors=True)
+            return Result(0)
+        if not self.path(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko").exists():
+            return Result(1, err=f"modprobe: FATAL: Module {argv[0]} not found")
+        if self._nouveau_holds():
+            return Result(1, err=f"modprobe: ERROR: could not insert '{argv[0]}': No such device")
+        self.put(f"/sys/module/{argv[0].replace('-', '_')}/version", DRIVER + "\n")
+        return Result(0)
+
+    def _nvidia_modprobe(self, argv: list[str]) -> Result:
+        assert self.path("/sys/module/nvidia").exists()
+        minors = [word for word in argv if word.isdigit()]
+        names = ["nvidia-uvm"] if "-u" in argv else [f"nvidia{minor}" for minor in minors]
+        for name in names:
+            self.put(f"/dev/{name.replace('nvidia255', 'nvidiactl')}", "")
+        return Result(0)
+
+    def _update_initramfs(self, _: list[str]) -> Result:
+        self.fuse.burn()
+        listed = re.findall(r"^blacklist (\w+)", self.text("/etc/modprobe.d/gpuboot.conf"), re.M)
+        self.save("initramfs", listed)
+        return Result(0)
+
+    def _probe(self, library: str) -> Result:
+        if not self.path("/dev/nvidia0").exists():
+            return Result(1, json.dumps({"error": "Driver Not Loaded", "value": 9}))
+        if library == "cuda":
+            return Result(0, json.dumps({"count": 1}))
+        gpu = {"pci": SLOT, "name": "Tesla T4", "uuid": "GPU-1", "memory_mib": 15360}
+        return Result(0, json.dumps({"driver": DRIVER, "gpus": [gpu]}))
+
+    def _nvidia_ctk(self, _: list[str]) -> Result:
+        return Result(0, self.text("/var/run/cdi/nvidia.yaml"))
+
+    def _rke2(self, _: list[str]) -> Result:
+        return Result(0, f"rke2 version {self.text('/usr/local/bin/rke2').strip()} (abc)\n")
+
+    def _journalctl(self, _: list[str]) -> Result:
+        return Result(0)
+
+    def _systemctl(self, argv: list[str]) -> Result:
+        verb, unit = argv[0], argv[-1]
+        if verb == "show":
+            return Result(0, self._show(unit))
+        if verb == "enable":
+            link = self.path(f"/etc/systemd/system/multi-user.target.wants/{unit}")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(f"/usr/lib/systemd/system/{unit}")
+                self.changed(str(link))
+        elif verb == "start" and unit == "rke2-agent.service":
+            self._start_agent(by_hand=True)
+        elif verb == "restart" and unit == "nvidia-cdi-refresh.service":
+            self.put("/var/run/cdi/nvidia.yaml", "nvidia.com/gpu=all\nnvidia.com/gpu=0\n")
+        elif verb == "reboot":
+            self.rebooting = True
+        elif verb == "is-active":
+            return Result(0, "active" if unit in self.active else "inactive")
+        return Result(0)
+
+    def _show(self, unit: str) -> str:
+        exists = unit in ("gpuboot.service", "nvidia-cdi-refresh.service", *self.active) or bool(
+            self.text(f"/usr/local/lib/systemd/system/{unit}")
+        )
+        enabled = self.path(f"/etc/systemd/system/multi-user.target.wants/{unit}").is_symlink()
+        return (
+            f"LoadState={'loaded' if exists else 'not-found'}\n"
+            f"ActiveState={'active' if unit in self.active else 'inactive'}\n"
+            f"UnitFileState={'enabled' if enabled else ''}\nJob=0\nNRestarts=0\n"
+        )
+
+    def _start_agent(self, *, by_hand: bool = False) -> None:
+        """rke2-agent starts unless its hold stands in the way (DESIGN §8)."""
+        unit = "rke2-agent.service"
+        wants = self.path("/etc/systemd/system/multi-user.target.wants")
+        held = (
+            not self.path("/run/gpuboot/ready").exists()
+            and (wants / "gpuboot.service").is_symlink()
+        )
+        wanted = by_hand or (wants / unit).is_symlink()
+        if wanted and not held and self.text("/usr/local/bin/rke2"):
+            self.active.add(unit)
+            self.cluster.agent_started(self.root)
+            self.changed("/var/lib/rancher")
+
+
+def _version(package: str) -> str:
+    return "1.20.0-1" if "container" in package else DRIVER
+
+
+def tarball() -> bytes:
+    """RKE2's release as far as the walk looks into it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, text, mode in (
+            ("bin/rke2", RKE2 + "\n", 0o755),
+            ("bin/rke2-killall.sh", "#!/bin/sh\n", 0o755),
+            ("lib/systemd/system/rke2-agent.service", "[Service]\n", 0o644),
+            ("lib/systemd/system/rke2-agent.env", "", 0o644),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(text), mode
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return buffer.getvalue()
