@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import random
 from dataclasses import replace
 from datetime import timedelta
@@ -39,7 +40,8 @@ def take_lock(host: Host) -> IO[str] | None:
     """The lock on the walk, held while the file is open; None if another process has it."""
     path = host.path(LOCK)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    file = path.open("w")
+    # For root only: whoever can open it could hold the lock against us.
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -70,10 +70,10 @@ def main() -> None:
 
 
 def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    from gpuboot.kinds import DURATION, Wrong
-
     if value is None:
         return None
+    from gpuboot.kinds import DURATION, Wrong
+
     try:
         return DURATION.parse(value)
     except Wrong as wrong:

@@ -317,6 +317,8 @@ def load(host: Host) -> Config:
     config = parse(reading)
     for secret in config.secrets():
         host.mask.add(secret)
+    if config.rke2.config.token_file:
+        host.mask.add(Secret(host.read(config.rke2.config.token_file) or ""))
     if reading.problems:
         raise ConfigError(reading.problems)
     return config

@@ -88,7 +88,7 @@ class SupervisorAnswers:
             return self.token or Secret("")
         text = host.read(self.token_file)
         if text is None:
-            raise ValueError("no such file")
+            raise ValueError("there is no such file, or it cannot be read")
         secret = Secret(text.strip())
         host.mask.add(secret)
         return secret
