@@ -55,13 +55,18 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Command:
-    """One program call. `patient`: never stopped by us, for apt and dpkg, which a kill breaks."""
+    """One program call. `patient`: never killed, for apt and dpkg, which a kill breaks.
+
+    `stopping` is asked while a patient one runs: when it says yes, the program gets a SIGINT,
+    which ends apt-get while it waits or downloads, and which it ignores while dpkg runs.
+    """
 
     argv: tuple[str, ...]
     timeout: float
     env: Mapping[str, str] = field(default_factory=dict)
     input: str | None = None
     patient: bool = False
+    stopping: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     def __str__(self) -> str:
         return shlex.join(self.argv)
@@ -81,6 +86,7 @@ class Result:
         return (self.err.strip() or self.out.strip())[-2000:]
 
 
+STOP_POLL = 0.5  # seconds between two looks whether we are to stop
 NOT_FOUND = 127  # the exit status a shell gives for a program that is not there
 
 Runner = Callable[[Command], Result]
@@ -105,16 +111,29 @@ def run_process(command: Command) -> Result:
     except FileNotFoundError:
         return Result(NOT_FOUND, err=f"{command.argv[0]}: command not found")
     with process:
+        if command.patient:
+            out, err = _wait_patiently(process, command)
+            return Result(process.returncode, out, err)
         try:
-            out, err = process.communicate(
-                command.input, timeout=None if command.patient else command.timeout
-            )
+            out, err = process.communicate(command.input, timeout=command.timeout)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             raise TimeoutError(command.argv[0]) from None
     return Result(process.returncode, out, err)
+
+
+def _wait_patiently(process: subprocess.Popen[str], command: Command) -> tuple[str, str]:
+    """Output and errors of a program that is waited for, however long it takes."""
+    told = False
+    while True:
+        try:
+            return process.communicate(timeout=STOP_POLL)
+        except subprocess.TimeoutExpired:
+            if not told and command.stopping():
+                told = True
+                process.send_signal(signal.SIGINT)
 
 
 class Host:
@@ -171,7 +190,9 @@ class Host:
         Raises GB011 if it took longer than `timeout` seconds, Stopped if nothing may start.
         """
         self.proceed()
-        command = Command(tuple(argv), timeout, env or {}, input, patient)
+        command = Command(
+            tuple(argv), timeout, env or {}, input, patient, stopping=lambda: self._stopping
+        )
         log.debug("run: %s", self.mask(str(command)))
         try:
             result = self._runner(command)

@@ -53,12 +53,12 @@ class Packages:
         installed = apt.installed(host, self.names)
         missing = [name for name in self.names if name not in installed]
         if missing:
-            return Pending(f"{len(missing)} packages are missing: {', '.join(missing)}")
+            return Pending(f"{len(missing)} packages are missing, {_some(missing)}")
         versions = {installed[name] for name in TOOLKIT}
         if len(versions) > 1 or not self._wanted(versions.pop()):
             return Pending("the toolkit's packages are not of the wanted version")
         if loose := sorted(set(self.held) - apt.held(host)):
-            return Pending(f"not held: {', '.join(loose)}")
+            return Pending(f"{len(loose)} packages are not held, {_some(loose)}")
         return Ok(f"{len(self.names)} packages are installed")
 
     def apply(self, host: Host) -> None:
@@ -92,6 +92,11 @@ class Packages:
             version = want if "-" in want else f"{want}-1"
         plain = [name for name in self.names if name not in TOOLKIT]
         return [*plain, *(f"{name}={version}" for name in TOOLKIT)]
+
+
+def _some(names: list[str]) -> str:
+    """The first few names: a line on a terminal has no room for all."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def _remedy(missing: list[str]) -> str:

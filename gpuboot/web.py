@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -193,6 +191,8 @@ def _bundle(trust: Trust) -> Iterator[str | bool]:
     elif trust.ca_pem is None:
         yield _system_bundle()
     else:
+        import tempfile
+
         with tempfile.NamedTemporaryFile(suffix=".pem") as file:
             file.write(trust.ca_pem)
             file.flush()
@@ -234,6 +234,8 @@ def checked(pieces: Iterator[bytes], sha256: str, what: str) -> Iterator[bytes]:
 
     To be used inside Host.write_stream: the file appears only if the last piece came through.
     """
+    import hashlib
+
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

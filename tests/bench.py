@@ -47,7 +47,8 @@ def main() -> int:
         leader = runs.kept_leader()
         if leader is None:
             raise RigError("the node that was to be measured is gone")
-        return int(not all([measured(leader, ratio) for ratio in RATIOS]))
+        found = [measured(leader, ratio) for ratio in RATIOS]
+        return int(not all(found))
     finally:
         runs.stop()
 
@@ -58,7 +59,7 @@ def measured(leader: int, ratio: Ratio) -> bool:
     argv = [*node.enter(leader), "python3", "-c", MEASURE, commands, str(ROUNDS)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     ours, theirs = (statistics.median(seconds) for seconds in json.loads(done.stdout))
-    share = ours / theirs
+    share: float = ours / theirs
     say(
         f"{' '.join(ratio.ours)}: {ours * 1000:.0f} ms; {' '.join(ratio.theirs)}: "
         f"{theirs * 1000:.0f} ms; ratio {share:.2f}, goal at most {ratio.goal}"

@@ -1,0 +1,79 @@
+# gpuboot's workshop. On a fresh Debian 12 machine, as root, with git, make and python3, every
+# target here sets up what it needs by itself: Debian packages with the machine's own apt (only
+# what is missing), Python packages in .cache/venv, trees and archives in .cache. Deleting .cache
+# costs nothing but the minutes to build it again.
+
+SHELL := /bin/sh
+SCENARIO ?= default
+KEEP ?=
+VENV := .cache/venv/bin
+READY := python3 -m tests.rehearsal.machine
+REHEARSE := $(VENV)/python -m tests.rehearsal
+
+# systemd-analyze wants every program and every unit to be there, so gpuboot's own program, which is
+# not installed on a developer's machine, becomes /bin/true, and the drop-in gets RKE2's unit.
+VERIFY_UNITS = units=$$(mktemp -d) && trap 'rm -rf "$$units"' EXIT && \
+	cp -r systemd/*.service systemd/*.d "$$units" && \
+	printf '[Service]\nExecStart=/bin/true\n' > "$$units/rke2-agent.service" && \
+	sed -i 's,/usr/bin/gpuboot,/bin/true,' "$$units"/*.service && \
+	SYSTEMD_UNIT_PATH="$$units:" systemd-analyze verify --man=no "$$units"/*.service
+
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help rehearsal shell rehearsal-all core deb deb-test lint unit test bench clean
+
+help: ## Say what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+rehearsal: ## Boot a throw-away node and watch it join [SCENARIO=name-or-/path/to/folder] [KEEP=1]
+	@$(READY) rehearsal
+	@$(REHEARSE) run '$(SCENARIO)' $(if $(KEEP),--keep)
+
+shell: ## Open a root shell in the node that `make rehearsal KEEP=1` has left
+	@$(REHEARSE) shell
+
+rehearsal-all: ## Rehearse every scenario, two at a time, and print a table
+	@$(READY) rehearsal
+	@$(REHEARSE) all
+
+core: ## Rehearse the scenarios that `make test` runs
+	@$(READY) rehearsal
+	@$(REHEARSE) core
+
+deb: ## Build gpuboot's Debian package into build/
+	@$(READY) deb
+	@mkdir -p build
+	packaging/build-deb build
+
+lint: ## Check style, types, spelling, shell scripts and units
+	@$(READY) lint
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	$(VENV)/codespell --skip './.*,./build' --ignore-words-list fpr
+	shellcheck $$(grep -rlIE '^#! ?/bin/(ba|da)?sh' --exclude-dir=.git --exclude-dir=.cache --exclude-dir=build .)
+	@echo 'systemd-analyze verify systemd/*.service'; $(VERIFY_UNITS)
+
+unit: ## Run the unit and model tests; needs no root
+	@$(READY) python
+	$(VENV)/python -m pytest -q tests/unit tests/model
+
+deb-test: ## Build, check, install and remove the Debian package
+	@$(READY) test
+	$(VENV)/python -m pytest -q tests/test_packaging.py
+
+test: ## Everything a change must pass: lint, unit, model, packaging, core scenarios
+	@$(READY) test
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory deb-test
+	@$(MAKE) --no-print-directory core
+
+bench: ## Measure gpuboot beside cloud-init on a node
+	@$(READY) rehearsal
+	$(VENV)/python -m tests.bench
+
+clean: ## Switch off a kept node; remove everything built
+	@if [ -x $(VENV)/python ]; then $(REHEARSE) stop; fi
+	rm -rf .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,259 @@
+"""The apt archive of a rehearsal: stand-in packages with the real names, and signed indexes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.rehearsal import hardware
+
+PACKAGES = hardware.STANDINS / "packages"
+VERSION = "535.309.01"  # what Debian 12's security archive has
+WORDS = {"@VERSION@": VERSION, "@DEBIAN@": f"{VERSION}-0+deb12u1", "@TOOLKIT@": "1.20.0-1"}
+SCRIPTS = frozenset({"preinst", "postinst", "prerm", "postrm"})
+CONTROL_FILES = frozenset({"control", "conffiles", "triggers"}) | SCRIPTS
+MAINTAINER = "gpuboot rehearsal <rehearsal@archive.lab>"
+IDENTITY = "gpuboot rehearsal archive"
+SUITE = "bookworm"
+ARCHITECTURES = ("amd64", "all")
+
+
+# -- keys -------------------------------------------------------------------------------------
+
+
+def signing_key(folder: Path) -> Path:
+    """A GNUPGHOME with one key, made once; the public key, as apt's signed-by wants it."""
+    public = folder / "archive.gpg"
+    if public.exists():
+        return public
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    _gpg(folder, "--passphrase", "", "--quick-generate-key", IDENTITY, "rsa3072", "sign", "never")
+    _gpg(folder, "--output", str(public), "--export", IDENTITY)
+    _gpg(folder, "--armor", "--output", str(folder / "archive.asc"), "--export", IDENTITY)
+    subprocess.run(["gpgconf", "--homedir", str(folder), "--kill", "all"], check=True)
+    return public
+
+
+def _gpg(folder: Path, *words: str) -> None:
+    subprocess.run(
+        ["gpg", "--homedir", str(folder), "--batch", "--yes", "--quiet", "--pinentry-mode",
+         "loopback", *words],
+        check=True,
+    )  # fmt: skip
+
+
+# -- building packages ------------------------------------------------------------------------
+
+
+def build_standins(out: Path, kernel: str) -> None:
+    """Build every stand-in package into out/{contrib,non-free,non-free-firmware,toolkit}/."""
+    words = {**WORDS, "@KERNEL@": kernel}
+    for component in sorted(path for path in PACKAGES.iterdir() if path.is_dir()):
+        folder = out / component.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for package in sorted(path for path in component.iterdir() if path.is_dir()):
+            with tempfile.TemporaryDirectory() as scratch:
+                tree = Path(scratch) / "tree"
+                _lay_out(package, tree, words)
+                _compile(package, tree)
+                _pack(tree, folder)
+        for line in _lines(component / "empty"):
+            with tempfile.TemporaryDirectory() as scratch:
+                _pack(_empty(Path(scratch) / "tree", _fill(line, words)), folder)
+    _pack_pynvml(out / "contrib")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+def _lay_out(package: Path, tree: Path, words: Mapping[str, str]) -> None:
+    """Copy the package's root and its control files, the @WORDS@ filled in."""
+    for source in sorted((package / "root").rglob("*")):
+        target = tree / _fill(str(source.relative_to(package / "root")), words)
+        if source.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            mode = 0o755 if os.access(source, os.X_OK) else 0o644
+            _write(target, _fill(source.read_text(), words), mode)
+    for name in sorted(CONTROL_FILES):
+        if (package / name).exists():
+            mode = 0o755 if name in SCRIPTS else 0o644
+            _write(tree / "DEBIAN" / name, _fill((package / name).read_text(), words), mode)
+    control = tree / "DEBIAN/control"
+    control.write_text(_complete(control.read_text()))
+
+
+def _complete(control: str) -> str:
+    """The fields that are the same in every package."""
+    common = f"Architecture: amd64\nMaintainer: {MAINTAINER}\nPriority: optional\n"
+    note = (
+        " Part of gpuboot's rehearsal: it has the real package's name and manners, not its work.\n"
+    )
+    return control.replace("Description:", f"{common}Description:", 1) + note
+
+
+def _compile(package: Path, tree: Path) -> None:
+    """What a package holds beside texts: the C libraries, and the setuid nvidia-modprobe."""
+    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    if package.name in ("libnvidia-ml1", "libcuda1"):
+        _library(libraries / "nvidia/current", f"{package.name[:-1]}.so")
+    elif package.name == "libnvidia-cfg1":
+        _blank(libraries / "nvidia/current", "libnvidia-cfg.so", VERSION)
+    elif package.name == "libnvidia-container1":
+        _blank(libraries, "libnvidia-container.so", "1.20.0")
+    for source in sorted(package.glob("*.c")):
+        program = tree / "usr/bin" / source.stem
+        program.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["gcc", "-O1", "-Wall", f'-DDRIVER_VERSION="{VERSION}"', "-o", str(program),
+             str(source)],
+            check=True,
+        )  # fmt: skip
+        program.chmod(0o4755)
+
+
+def _library(folder: Path, stem: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        hardware.build_libraries(Path(scratch), VERSION)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(scratch) / f"{stem}.{VERSION}", folder)
+    (folder / f"{stem}.1").symlink_to(f"{stem}.{VERSION}")
+    (folder / stem).symlink_to(f"{stem}.1")
+
+
+def _blank(folder: Path, stem: str, version: str) -> None:
+    """A library without a function, for what only looks whether it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["gcc", "-shared", f"-Wl,-soname,{stem}.1", "-o", str(folder / f"{stem}.{version}"),
+         "-x", "c", "/dev/null"],
+        check=True,
+    )  # fmt: skip
+    (folder / f"{stem}.1").symlink_to(f"{stem}.{version}")
+
+
+def _empty(tree: Path, line: str) -> Path:
+    name, version, section = line.split()
+    control = f"Package: {name}\nVersion: {version}\nSection: {section}\nDescription: stand-in\n"
+    _write(tree / "DEBIAN/control", _complete(control))
+    return tree
+
+
+def _pack_pynvml(folder: Path) -> None:
+    """The real pynvml, as the tests have it installed, under Debian's name."""
+    found = importlib.util.find_spec("pynvml")
+    if found is None or found.origin is None:
+        raise RuntimeError("pynvml is not installed: pip install nvidia-ml-py")
+    version = importlib.metadata.version("nvidia-ml-py")
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "tree"
+        _write(tree / "usr/lib/python3/dist-packages/pynvml.py", Path(found.origin).read_text())
+        control = (
+            f"Package: python3-pynvml\nVersion: {version}-1\nSection: contrib/python\n"
+            "Depends: libnvidia-ml1 | libnvidia-ml.so.1, python3:any\n"
+            "Description: the real nvidia-ml-py\n"
+        )
+        _write(tree / "DEBIAN/control", _complete(control))
+        _pack(tree, folder)
+
+
+def _pack(tree: Path, folder: Path) -> None:
+    for path in (tree, *tree.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(folder)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+
+
+# -- publishing -------------------------------------------------------------------------------
+
+
+def publish_suite(folder: Path, pools: Mapping[str, Path], key_folder: Path) -> None:
+    """A signed suite `bookworm`; `pools` maps each component to a folder of .debs."""
+    signing_key(key_folder)
+    dist = folder / "dists" / SUITE
+    for component, source in sorted(pools.items()):
+        pool = folder / "pool" / component
+        _fill_pool(pool, source)
+        index = dist / component / "binary-amd64"
+        index.mkdir(parents=True, exist_ok=True)
+        _write_packages(index, folder, f"pool/{component}")
+    _sign(dist, key_folder, {
+        "Origin": "gpuboot rehearsal", "Label": "gpuboot rehearsal", "Suite": "oldstable",
+        "Codename": SUITE, "Architectures": " ".join(ARCHITECTURES),
+        "Components": " ".join(sorted(pools)),
+    })  # fmt: skip
+
+
+def publish_flat(folder: Path, debs: Path, key_folder: Path) -> None:
+    """A flat signed repository (`deb … /`), with its key in ASCII armour at `gpgkey`."""
+    signing_key(key_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _fill_pool(folder, debs)
+    _write_packages(folder, folder, ".")
+    _sign(folder, key_folder, {"Origin": "gpuboot rehearsal", "Label": "gpuboot toolkit"})
+    shutil.copy(key_folder / "archive.asc", folder / "gpgkey")
+
+
+def _fill_pool(pool: Path, source: Path) -> None:
+    """Bring the pool to what the source holds: hard links where the file system allows."""
+    pool.mkdir(parents=True, exist_ok=True)
+    if pool.samefile(source):
+        return
+    # A file name from apt's cache may hold an epoch as %3a; a pool's names have none.
+    wanted = {re.sub(r"_\d+(%3a|:)", "_", path.name): path for path in source.rglob("*.deb")}
+    for stale in pool.glob("*.deb"):
+        stale.unlink()
+    for name, path in wanted.items():
+        try:
+            (pool / name).hardlink_to(path)
+        except OSError:
+            shutil.copy(path, pool / name)
+
+
+def _write_packages(index: Path, root: Path, pool: str) -> None:
+    text = _ftparchive(root, "packages", pool)
+    (index / "Packages").write_bytes(text)
+    subprocess.run(["gzip", "-9nkf", str(index / "Packages")], check=True)
+
+
+def _sign(dist: Path, key_folder: Path, fields: Mapping[str, str]) -> None:
+    options = [f"-oAPT::FTPArchive::Release::{name}={value}" for name, value in fields.items()]
+    for name in ("Release", "InRelease", "Release.gpg"):
+        (dist / name).unlink(missing_ok=True)
+    release = _ftparchive(dist, *options, "release", ".")
+    (dist / "Release").write_bytes(release)
+    _gpg(key_folder, "--clearsign", "--output", str(dist / "InRelease"), str(dist / "Release"))
+    _gpg(key_folder, "--armor", "--detach-sign", "--output", str(dist / "Release.gpg"),
+         str(dist / "Release"))  # fmt: skip
+    subprocess.run(["gpgconf", "--homedir", str(key_folder), "--kill", "all"], check=True)
+
+
+def _ftparchive(folder: Path, *words: str) -> bytes:
+    return subprocess.run(
+        ["apt-ftparchive", *words], cwd=folder, check=True, stdout=subprocess.PIPE
+    ).stdout

@@ -1,0 +1,205 @@
+"""The laboratory's servers in one process: archive, releases, supervisor and API server.
+
+`python -m tests.rehearsal.cluster --folder F --address A --archive DIR --releases DIR` prints
+`ready` when all ports listen and ends on SIGTERM. F/nodes.json always holds the Nodes,
+F/requests.log a line per request, F/events.log the events; F/faults.json orders faults
+(standins/rke2/server/faults.py), and F/admin.token opens every Node on the API server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.rehearsal import pki
+from tests.rehearsal.standins.rke2.server import apiserver, controllers, files, supervisor
+from tests.rehearsal.standins.rke2.server.controllers import Controllers
+from tests.rehearsal.standins.rke2.server.faults import Faults
+from tests.rehearsal.standins.rke2.server.serving import (
+    App,
+    RequestLog,
+    Server,
+    server_context,
+)
+from tests.rehearsal.standins.rke2.server.store import Store
+
+SUPERVISOR = "https://cluster.lab:9345"
+PORTS: Mapping[str, int] = {
+    "archive": 80,
+    "releases": 443,
+    "supervisor": 9345,
+    "apiserver": 6443,
+}
+# A node reaches both cluster ports through its own loopback, so they are named 127.0.0.1 as well.
+_CLUSTER_HOSTS = ("cluster.lab", "10.88.0.1", "127.0.0.1", "localhost", "kubernetes", "10.43.0.1")
+_WEB_HOSTS = ("releases.lab", "archive.lab", "10.88.0.1", "127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node must be told to join, and whom it must trust to download."""
+
+    token: str
+    server: str
+    ca_hash: str
+    web_ca: Path
+
+
+def prepare(folder: Path) -> Identity:
+    """The cluster's CAs and secrets, made on the first call and the same ever after."""
+    keys = folder / "pki"
+    if not (folder / "admin.token").exists():
+        cluster_ca, web_ca = pki.authority("rke2-server-ca@lab"), pki.authority("web CA of the lab")
+        cluster_ca.save(keys, "server-ca")
+        pki.authority("rke2-client-ca@lab").save(keys, "client-ca")
+        web_ca.save(keys, "web-ca")
+        pki.leaf(cluster_ca, "rke2", _CLUSTER_HOSTS).save(keys, "cluster")
+        pki.leaf(web_ca, "releases.lab", _WEB_HOSTS).save(keys, "web")
+        _write_secret(folder / "agent.password")
+        _write_secret(folder / "admin.token")  # the last file: with it, all is there
+    ca_hash = pki.ca_hash((keys / "server-ca.crt").read_bytes())
+    token = f"K10{ca_hash}::node:{_secret(folder / 'agent.password')}"
+    return Identity(token, SUPERVISOR, ca_hash, keys / "web-ca.crt")
+
+
+class Cluster:
+    """The four servers and the controllers behind them; port 0 lets the system choose."""
+
+    def __init__(
+        self,
+        folder: Path,
+        address: str,
+        archive: Path,
+        releases: Path,
+        ports: Mapping[str, int] = PORTS,
+    ) -> None:
+        prepare(folder)
+        self._folder = folder
+        self._address = address
+        self._faults = Faults(folder / "faults.json")
+        self._log = RequestLog(folder / "requests.log")
+        self._store = Store(folder)
+        self._servers: dict[str, Server] = {}
+        self._ended = threading.Event()
+        self._start_downloads(archive, releases, ports)
+        self._start_cluster(ports)
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """Server to the port it listens on."""
+        return {name: server.port for name, server in self._servers.items()}
+
+    def run(self) -> None:
+        """Run the controllers and obey `down` until stop()."""
+        rounds = Controllers(self._store, self._faults)
+        while not self._ended.wait(controllers.PERIOD):
+            rounds.round()
+            self._obey_down()
+        for server in self._servers.values():
+            server.stop()
+
+    def stop(self) -> None:
+        """Let run() end."""
+        self._ended.set()
+
+    def _start_downloads(self, archive: Path, releases: Path, ports: Mapping[str, int]) -> None:
+        self._listen("archive", ports, files.archive(archive))
+        self._listen("releases", ports, files.releases(releases), "web")
+
+    def _start_cluster(self, ports: Mapping[str, int]) -> None:
+        admin = apiserver.app(self._store, _secret(self._folder / "admin.token"))
+        self._listen("apiserver", ports, admin, "cluster", clients=True)
+        keys = self._folder / "pki"
+        shared = supervisor.Cluster(
+            server_ca=pki.load(keys, "server-ca"),
+            client_ca=pki.load(keys, "client-ca"),
+            password=_secret(self._folder / "agent.password"),
+            address=self._address,
+            api_port=self._servers["apiserver"].port,
+            port=ports["supervisor"],
+        )
+        answer = supervisor.app(shared, self._store, self._faults)
+        self._listen("supervisor", ports, answer, "cluster", clients=True)
+
+    def _listen(
+        self,
+        name: str,
+        ports: Mapping[str, int],
+        app: App,
+        certificate: str = "",
+        *,
+        clients: bool = False,
+    ) -> None:
+        keys = self._folder / "pki"
+        context = (
+            server_context(
+                keys / f"{certificate}.crt",
+                keys / f"{certificate}.key",
+                keys / "client-ca.crt" if clients else None,
+            )
+            if certificate
+            else None
+        )
+        server = Server(
+            name, (self._address, ports[name]), app,
+            log=self._log, faults=self._faults, context=context,
+        )  # fmt: skip
+        self._faults.name_port(server.port, name, str(PORTS[name]))
+        self._servers[name] = server
+        server.start()
+
+    def _obey_down(self) -> None:
+        """Close the ports that are ordered down, and open them when the order is gone."""
+        for name, server in self._servers.items():
+            down = self._faults.is_down(server.port)
+            if down and not server.closed:
+                server.stop()
+            elif server.closed and not down:
+                self._servers[name] = server.again()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="tests.rehearsal.cluster", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--address", default="10.88.0.1")
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--releases", type=Path, required=True)
+    parser.add_argument(
+        "--ports",
+        help=f"for {', '.join(PORTS)}, in this order; 0 lets the system choose",
+        default=",".join(map(str, PORTS.values())),
+    )
+    wanted = parser.parse_args(arguments)
+    ports = dict(zip(PORTS, map(int, wanted.ports.split(",")), strict=True))
+    cluster = Cluster(wanted.folder, wanted.address, wanted.archive, wanted.releases, ports)
+    (wanted.folder / "ports.json").write_text(json.dumps(cluster.ports) + "\n")
+    signal.signal(signal.SIGTERM, lambda *_: cluster.stop())
+    signal.signal(signal.SIGINT, lambda *_: cluster.stop())
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    cluster.run()
+    return 0
+
+
+def _write_secret(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+        opened.write(secrets.token_hex(16) + "\n")
+
+
+def _secret(file: Path) -> str:
+    return file.read_text().strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""What comes from the machine's own apt: the base tree and real packages for the lab's archive."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.rehearsal.command import run
+from tests.rehearsal.report import RigError, say
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
+
+# What a cloud image of Debian 12 has and the walk leans on. openssh-client: without ssh-keygen
+# cloud-init 22.4 ends in `error`.
+BASE = (
+    "apt", "ca-certificates", "cloud-init", "dbus", "gpg", "initramfs-tools", "iproute2", "kmod",
+    "openssh-client", "openssl", "pciutils", "procps", "python3", "systemd-sysv", "udev",
+)  # fmt: skip
+
+# What gpuboot's .deb depends on, and what its walk installs that is no stand-in.
+DEPENDENCIES = (
+    "python3-click", "python3-psutil", "python3-requests", "python3-tenacity", "python3-yaml",
+)  # fmt: skip
+WALK = ("dkms", "linux-headers-amd64")
+# Alone: what it depends on is NVIDIA's, and in the lab's archive a stand-in.
+ALONE = ("python3-pynvml",)
+
+# How the machine reaches its archive; everything else of its apt settings stays outside.
+SETTINGS = re.compile(r"Acquire::(http|https|Check-|Retries|Max-|ForceIPv)", re.IGNORECASE)
+
+
+def sources(release: str, components: Sequence[str]) -> list[str]:
+    """The machine's own archives of a Debian release, as lines of a sources.list."""
+    fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
+    listed = run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
+    lines = []
+    for target in listed.splitlines():
+        uri, suite, component, origin, *_ = [*target.split(), "", "", ""]
+        if origin == "Debian" and component == "main" and suite.split("-")[0] == release:
+            lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} {' '.join(components)}")
+    if not lines:
+        raise RigError(
+            f"this machine's apt knows no archive of Debian {release}",
+            hint="the rehearsal needs a Debian 12 machine; try: apt-get update",
+        )
+    return lines
+
+
+def build_base(folder: Path, release: str) -> None:
+    """A minimal Debian in `folder`, which appears whole or not at all."""
+    say(f"Building the base tree of Debian {release} with mmdebstrap; this takes about a minute.")
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    options = [f"--aptopt={line}" for line in _settings()]
+    run(
+        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(BASE)}", *options,
+        release, str(partial), "-", stdin="\n".join(sources(release, ["main"])) + "\n",
+    )  # fmt: skip
+    # The node must not know where this machine gets its packages.
+    (partial / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)
+    (partial / "etc/apt/sources.list").write_text("", encoding="utf-8")
+    for cached in ("var/lib/apt/lists", "var/cache/apt"):
+        shutil.rmtree(partial / cached)
+        (partial / cached).mkdir()
+    partial.rename(folder)
+
+
+def _settings() -> list[str]:
+    dump = run("apt-config", "dump").splitlines()
+    return [line for line in dump if SETTINGS.match(line) and not line.endswith(' "";')]
+
+
+def download(base: Path, release: str, folder: Path) -> None:
+    """The real packages that the walk and gpuboot's .deb need over `base`, by component."""
+    say("Fetching the node's real packages (DKMS, compiler, kernel headers, Python modules).")
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    apt = _private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    run(*apt, "update")
+    run(*apt, "install", "--download-only", "--yes", *DEPENDENCIES, *WALK)
+    archives = partial / "apt/cache/archives"
+    run(*apt, "download", *ALONE, cwd=archives)
+    for deb in archives.glob("*.deb"):
+        section = _field(deb, "Section")
+        component = section.split("/")[0] if "/" in section else "main"
+        (partial / component).mkdir(exist_ok=True)
+        deb.rename(partial / component / deb.name)
+    shutil.rmtree(partial / "apt")
+    partial.rename(folder)
+
+
+def _private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
+    """apt-get with the machine's settings, the given sources and the base's installed packages."""
+    (state / "lists/partial").mkdir(parents=True)
+    (state / "cache/archives/partial").mkdir(parents=True)
+    (state / "sources.list").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = {
+        "Dir::State": state,
+        "Dir::State::status": base / "var/lib/dpkg/status",
+        "Dir::Cache": state / "cache",
+        "Dir::Etc::SourceList": state / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::PreferencesParts": "/dev/null",
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "root",
+    }
+    return ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
+
+
+def headers_kernel(debs: Path) -> str:
+    """The kernel release that linux-headers-amd64 stands for."""
+    for deb in (debs / "main").glob("linux-headers-amd64_*.deb"):
+        match = re.search(r"linux-headers-(\d\S*-amd64)", _field(deb, "Depends"))
+        if match:
+            return match[1]
+    raise RigError(f"{debs}/main holds no linux-headers-amd64 that names a kernel")
+
+
+def _field(deb: Path, name: str) -> str:
+    return run("dpkg-deb", "--field", str(deb), name).strip()

@@ -1,0 +1,316 @@
+"""The pretended kernel: which modules are loaded, who drives which GPU, and what it logs.
+
+Stands in for a Debian 12 kernel on a machine with NVIDIA GPUs. In a container no module can be
+loaded (facts/rig.md), so its outside is played here: /sys/module, the `driver` links on the PCI
+bus, /proc/driver/nvidia and the kernel log. The texts are those of nvidia.ko and of the kernel's
+module loader (facts/nvidia.md 1.4 and 4, facts/vm.md 2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SETTINGS = Path("/etc/lab/hardware.json")
+STATE = Path("/run/lab")
+DEVICES = STATE / "pci"  # bound over /sys/bus/pci/devices
+DRIVERS = STATE / "drivers"  # bound over /sys/bus/pci/drivers
+MODULES = Path("/sys/module")
+PROC = STATE / "proc-driver"  # bound over /proc/driver
+OPEN = STATE / "open"  # one file per process that holds the driver open, named by its pid
+LOG = STATE / "dmesg"
+KMSG = Path("/dev/kmsg")
+
+# What Debian's kernel has and a walk or RKE2 may ask for; headers alone bring no such file.
+INCLUDED = frozenset(
+    [
+        "overlay",
+        "br_netfilter",
+        "nf_conntrack",
+        "iptable_nat",
+        "iptable_filter",
+        "ip_tables",
+        "ip6_tables",
+        "vxlan",
+        "ip_vs",
+        "ip_vs_rr",
+        "ip_vs_wrr",
+        "ip_vs_sh",
+        "xt_conntrack",
+        "nf_tables",
+        "tun",
+        "bridge",
+        "drm",
+        "ttm",
+    ]
+)
+
+MODELS = {"1eb8": "Tesla T4", "1db6": "Tesla V100-PCIE-32GB", "20b5": "NVIDIA A100 80GB PCIe"}
+
+BUILT = "Mon Feb  2 10:12:13 UTC 2026"
+
+
+class Refused(Exception):
+    """The kernel said no; the text is strerror's."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module file, as modinfo shows it."""
+
+    name: str
+    version: str
+    vermagic: str
+    options: Mapping[str, str]
+    needs: tuple[str, ...] = ()
+
+
+def settings() -> dict[str, object]:
+    loaded: dict[str, object] = json.loads(SETTINGS.read_text())
+    return loaded
+
+
+def release() -> str:
+    return str(settings()["kernel"])
+
+
+def say(text: str, level: int = 4) -> None:
+    """One line of the kernel log: for dmesg, and through /dev/kmsg for the journal."""
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    with LOG.open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.write(f"[{now:12.6f}] {text}\n")
+        number = sum(1 for _ in LOG.open())
+        with suppress(OSError):
+            _record(f"{level},{number},{int(now * 1e6)},-;{text}\n")
+
+
+def _record(line: str) -> None:
+    # Packet mode keeps two lines apart: the journal reads one record at a time.
+    handle = os.open(KMSG, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, os.O_DIRECT | os.O_NONBLOCK)
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """The module loader's own lock: two modprobe do not insert at the same time."""
+    with (STATE / "modules.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# -- the PCI bus ------------------------------------------------------------------------------
+
+
+def gpus() -> list[str]:
+    """The slots of what nvidia.ko takes for a GPU: vendor 10de, VGA or 3D controller."""
+    found = []
+    for device in sorted(DEVICES.iterdir()):
+        vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
+        if vendor.strip() == "0x10de" and kind.strip()[:6] in ("0x0300", "0x0302"):
+            found.append(device.name)
+    return found
+
+
+def driver_of(slot: str) -> str | None:
+    link = DEVICES / slot / "driver"
+    return link.readlink().name if link.is_symlink() else None
+
+
+def bind(slot: str, driver: str) -> None:
+    (DRIVERS / driver).mkdir(parents=True, exist_ok=True)
+    (DEVICES / slot / "driver").symlink_to(f"../../drivers/{driver}")
+    (DRIVERS / driver / slot).symlink_to(f"../../devices/{slot}")
+
+
+def unbind_all(driver: str) -> None:
+    for slot in gpus():
+        if driver_of(slot) == driver:
+            (DEVICES / slot / "driver").unlink()
+            (DRIVERS / driver / slot).unlink(missing_ok=True)
+
+
+def fault(slot: str) -> str:
+    """What is wrong with this GPU: a word of hardware.json, or nothing."""
+    path = STATE / "faults" / slot
+    return path.read_text().strip() if path.exists() else ""
+
+
+# -- modules ----------------------------------------------------------------------------------
+
+
+def canonical(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def loaded(name: str) -> bool:
+    return (MODULES / canonical(name)).is_dir()
+
+
+def references(name: str) -> int:
+    return int((MODULES / canonical(name) / "refcnt").read_text())
+
+
+def count_references(name: str) -> int:
+    """Holders plus, for nvidia, the processes that have its device open; kept in refcnt."""
+    folder = MODULES / canonical(name)
+    users = len(list((folder / "holders").iterdir())) if (folder / "holders").is_dir() else 0
+    if name == "nvidia" and OPEN.is_dir():
+        users += sum(1 for entry in OPEN.iterdir() if Path("/proc", entry.name).exists())
+    if name == "nouveau" and settings()["nouveau"] == "busy":
+        users += 1
+    (folder / "refcnt").write_text(f"{users}\n")
+    return users
+
+
+def _appear(module: Module) -> None:
+    folder = MODULES / module.name
+    (folder / "holders").mkdir(parents=True)
+    if module.version:
+        (folder / "version").write_text(f"{module.version}\n")
+    (folder / "initstate").write_text("live\n")
+    if module.options:
+        (folder / "parameters").mkdir()
+        for key, value in module.options.items():
+            (folder / "parameters" / key).write_text(f"{value}\n")
+    for needed in module.needs:
+        if loaded(needed):
+            (MODULES / needed / "holders" / module.name).touch()
+            count_references(needed)
+    count_references(module.name)
+
+
+def insert_nouveau() -> None:
+    """What udev's coldplug does on a machine where nothing forbids nouveau."""
+    if loaded("nouveau"):
+        return
+    _appear(Module("nouveau", "", release(), {}))
+    for slot in gpus():
+        if driver_of(slot) is None and fault(slot) != "bar-unset":
+            bind(slot, "nouveau")
+            say(f"nouveau {slot}: NVIDIA TU104 (164000a1)", 6)
+    count_references("nouveau")
+
+
+def insert(module: Module) -> None:
+    """Load a module file. Raises Refused with the text that modprobe would print."""
+    if loaded(module.name):
+        return
+    if module.vermagic.split(" ")[0] != release():
+        say(f"{module.name}: version magic '{module.vermagic}' should be '{release()} SMP'", 3)
+        raise Refused("Exec format error")
+    if settings().get("secure_boot"):
+        say("Loading of module with unavailable key is rejected", 5)
+        raise Refused("Key was rejected by service")
+    say(f"{module.name}: module verification failed: signature and/or required key missing")
+    if module.name == "nvidia":
+        _probe(module)
+    _appear(module)
+    if module.name == "nvidia":
+        _proc(module)
+
+
+def _probe(module: Module) -> None:
+    """nvidia.ko's init: it refuses to stay if it got no device."""
+    found = gpus()
+    taken = [slot for slot in found if driver_of(slot) is not None]
+    if not found:
+        say("NVRM: No NVIDIA GPU found.", 3)
+        raise Refused("No such device")
+    for slot in taken:
+        say(f"NVRM: GPU {slot} is already bound to {driver_of(slot)}.", 3)
+    if taken:
+        say(f"NVRM: The NVIDIA probe routine was not called for {len(taken)} device(s).")
+        say("NVRM: This can occur when another driver was loaded and ")
+        say("NVRM: obtained ownership of the NVIDIA device(s).")
+    for slot in found:
+        if slot not in taken and _probe_device(slot):
+            bind(slot, "nvidia")
+    if not any(driver_of(slot) == "nvidia" for slot in found):
+        say("NVRM: No NVIDIA devices probed.")
+        raise Refused("No such device")
+    say(f"NVRM: loading NVIDIA UNIX x86_64 Kernel Module  {module.version}  {BUILT}", 5)
+
+
+def _probe_device(slot: str) -> bool:
+    if fault(slot) != "bar-unset":
+        return True
+    say("NVRM: This PCI I/O region assigned to your NVIDIA device is invalid:", 3)
+    say(f"NVRM: BAR1 is 0M @ 0x0 (PCI:{slot})", 3)
+    say(f"nvidia: probe of {slot} failed with error -1", 3)
+    return False
+
+
+def remove(name: str) -> None:
+    """Unload a module that nobody uses. Raises Refused if it is in use."""
+    name = canonical(name)
+    if count_references(name) > 0:
+        raise Refused(f"Module {name} is in use.")
+    if name in ("nvidia", "nouveau"):
+        unbind_all(name)
+    if name == "nvidia":
+        _erase(PROC / "nvidia")
+    _erase(MODULES / name)
+    for other in MODULES.iterdir():
+        if (other / "holders" / name).exists():
+            (other / "holders" / name).unlink()
+            count_references(other.name)
+
+
+def _erase(folder: Path) -> None:
+    if not folder.is_dir() or folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    for child in folder.iterdir():
+        _erase(child)
+    folder.rmdir()
+
+
+# -- /proc/driver/nvidia ----------------------------------------------------------------------
+
+
+def uuid(slot: str) -> str:
+    """Stable for a slot; the same sum as in lab_gpu.h."""
+    total = 0xCBF29CE484222325
+    digits = ""
+    for turn in range(2):
+        for byte in f"{turn}{slot}".encode():
+            total = ((total ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+        digits += f"{total:016x}"
+    return "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _proc(module: Module) -> None:
+    folder = PROC / "nvidia"
+    (folder / "gpus").mkdir(parents=True)
+    (folder / "version").write_text(
+        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {module.version}  {BUILT}\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1) \n"
+    )
+    given = {key.removeprefix("NVreg_"): value for key, value in module.options.items()}
+    parameters = {"EnableMSI": "1", "EnableGpuFirmware": "18", "ModifyDeviceFiles": "1"} | given
+    (folder / "params").write_text("".join(f"{k}: {v}\n" for k, v in parameters.items()))
+    for minor, slot in enumerate(s for s in gpus() if driver_of(s) == "nvidia"):
+        _information(folder / "gpus" / slot, slot, minor)
+
+
+def _information(folder: Path, slot: str, minor: int) -> None:
+    folder.mkdir()
+    device = (DEVICES / slot / "device").read_text().strip().removeprefix("0x")
+    (folder / "information").write_text(
+        f"Model: \t\t {MODELS.get(device, 'NVIDIA Graphics Device')}\n"
+        f"IRQ:   \t\t 24\nGPU UUID: \t {uuid(slot)}\nVideo BIOS: \t 90.04.38.00.03\n"
+        "Bus Type: \t PCIe\nDMA Size: \t 47 bits\nDMA Mask: \t 0x7fffffffffff\n"
+        f"Bus Location: \t {slot}\nDevice Minor: \t {minor}\nGPU Firmware: \t N/A\n"
+        "GPU Excluded:\t No\n"
+    )

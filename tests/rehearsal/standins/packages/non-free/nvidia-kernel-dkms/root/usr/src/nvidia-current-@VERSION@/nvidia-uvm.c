@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* A stand-in for nvidia-uvm.ko: needs the module below it, does nothing. */
+#include <linux/module.h>
+
+int nvidia_standin_devices(void);
+
+int nvidia_standin_uvm(void)
+{
+	return nvidia_standin_devices();
+}
+EXPORT_SYMBOL(nvidia_standin_uvm);
+
+static int __init standin_init(void)
+{
+	return nvidia_standin_devices() > 0 ? 0 : -ENODEV;
+}
+
+static void __exit standin_exit(void)
+{
+}
+
+module_init(standin_init);
+module_exit(standin_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("stand-in for NVIDIA's kernel module");
+MODULE_VERSION(NV_VERSION_STRING);

@@ -1,0 +1,83 @@
+"""Faults that a scenario orders in faults.json, read anew for every request.
+
+ready503: true            the supervisor's core is not ready
+token401: true            every token is refused
+throttle: N               the first N requests for the supervisor's data get 429
+taken: [NAME]             another machine holds the node password of this name
+uninitialized: true       no cloud provider takes the uninitialized taint away
+down: ["9345"]            these ports (or names of servers) accept no connection
+statuses: {PREFIX: code}  paths with this prefix get this status instead
+delays: {PREFIX: seconds} they are answered late
+corrupt: [PREFIX]         files under it have a wrong bit
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .serving import Response
+
+
+class Faults:
+    """The orders in force at this moment."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._throttle = (0, 0)  # the number ordered, and how many of them are used up
+        self._names: dict[int, tuple[str, ...]] = {}
+
+    def name_port(self, port: int, *names: str) -> None:
+        """Let `down` speak of a port by these names: its well-known number, its server."""
+        self._names[port] = names
+
+    def order(self, key: str) -> bool:
+        """Whether a plain yes-or-no fault is in force."""
+        return bool(self._read().get(key))
+
+    def is_down(self, port: int) -> bool:
+        down = {str(one) for one in self._read().get("down", ())}
+        return not down.isdisjoint((str(port), *self._names.get(port, ())))
+
+    def is_taken(self, name: str) -> bool:
+        return name in self._read().get("taken", ())
+
+    def is_corrupt(self, path: str) -> bool:
+        return any(path.startswith(prefix) for prefix in self._read().get("corrupt", ()))
+
+    def throttled(self) -> bool:
+        """Whether this request is one of those to turn away; it counts as one."""
+        wanted = int(self._read().get("throttle", 0))
+        with self._lock:
+            ordered, used = self._throttle
+            if wanted != ordered:
+                ordered, used = wanted, 0
+            refuse = used < ordered
+            self._throttle = (ordered, used + refuse)
+        return refuse
+
+    def instead(self, path: str) -> Response | None:
+        """The answer ordered for this path, after the delay ordered for it."""
+        orders = self._read()
+        for prefix, seconds in orders.get("delays", {}).items():
+            if path.startswith(prefix):
+                time.sleep(float(seconds))
+        for prefix, status in orders.get("statuses", {}).items():
+            if path.startswith(prefix):
+                from .serving import as_text, reason
+
+                return as_text(int(status), reason(int(status)) + "\n")
+        return None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            orders = json.loads(self._file.read_text())
+        except (FileNotFoundError, ValueError):
+            # Nothing ordered, or just being written: the next request reads it whole.
+            return {}
+        return orders if isinstance(orders, dict) else {}

@@ -1,0 +1,301 @@
+"""The trees nodes boot from: a cached base, two layers over it, and one overlay a rehearsal.
+
+    base      Debian by mmdebstrap                    (.cache/base/HASH, a minute)
+    machine   the stand-ins, trust, names, network    (.cache/layers/machine-HASH, seconds)
+    gpuboot   gpuboot's .deb, installed by apt        (.cache/layers/gpuboot-HASH, seconds)
+
+Each is built again when what went into it has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.rehearsal import archive, cluster, hardware, lab, packages, release
+from tests.rehearsal.command import run
+from tests.rehearsal.report import RigError, say
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache"
+RKE2_VERSION = "v1.35.7+rke2r1"
+HOSTS = "archive.lab releases.lab cluster.lab"
+ARCHIVE_KEY = "/usr/share/keyrings/lab-archive.gpg"
+TOOLKIT_KEY = "/usr/share/keyrings/lab-toolkit.gpg"
+KEYS = Path("/run/lab-keys")  # gone with the lab, and short enough for gpg-agent's socket
+KEPT_BUILDS = 3  # of each kind; a run beside this one may still stand on the one before
+
+# What gpuboot's .deb is built from.
+PRODUCT = ("gpuboot", "systemd", "cloud-init", "packaging", "docs", "setup.cfg", "pyproject.toml",
+           "README.md", "CHANGELOG.md", "LICENSE")  # fmt: skip
+# What the stand-ins are built from.
+STANDINS = ("archive.py", "hardware.py", "release.py", "cluster.py", "pki.py", "standins")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every node of a rehearsal stands on."""
+
+    kernel: str
+    layers: tuple[Path, ...]  # topmost first
+    archive: Path
+    releases: Path
+    identity: Path
+    token: str
+    server: str
+    rke2_sha256: str
+
+    def values(self) -> dict[str, str]:
+        """The placeholders of config.yaml and user-data.yaml."""
+        return {
+            "token": self.token,
+            "server": self.server,
+            "rke2_version": RKE2_VERSION,
+            "rke2_sha256": self.rke2_sha256,
+            "archive_key": ARCHIVE_KEY,
+            "toolkit_key": TOOLKIT_KEY,
+        }
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Only one rehearsal at a time builds into the cache."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetched(debian: str) -> bool:
+    """Whether there is nothing left to fetch."""
+    return _base(debian).is_dir() and _debs(debian).is_dir()
+
+
+def fetch(debian: str) -> None:
+    """Gets what comes from the network; called outside the lab, which has none."""
+    base, debs = _base(debian), _debs(debian)
+    if not base.is_dir():
+        packages.build_base(base, debian)
+    if not debs.is_dir():
+        packages.download(base, debian, debs)
+
+
+def prepare(debian: str) -> Ground:
+    """Builds what is missing of archive, release, identity and layers; called inside the lab."""
+    kernel = packages.headers_kernel(_debs(debian))
+    lab_archive = _archive(_debs(debian), kernel)
+    identity = CACHE / "identity" / _digest([_here("cluster.py"), _here("pki.py")])
+    made = cluster.prepare(identity)
+    releases, sha256 = _releases()
+    machine = _layer(
+        "machine", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
+        lambda tree: _furnish(tree, debian, lab_archive, made.web_ca),
+    )  # fmt: skip
+    product = _layer(
+        "gpuboot", [machine, _base(debian)], _digest(ROOT / part for part in PRODUCT),
+        lambda tree: _install(tree, debian, lab_archive),
+    )  # fmt: skip
+    layers = (product, machine, _base(debian))
+    return Ground(
+        kernel, layers, lab_archive, releases, identity, made.token, made.server, sha256
+    )  # fmt: skip
+
+
+def _here(name: str) -> Path:
+    return Path(__file__).with_name(name)
+
+
+def _base(debian: str) -> Path:
+    return CACHE / "base" / f"{debian}-{_digest([], packages.BASE)}"
+
+
+def _debs(debian: str) -> Path:
+    return (
+        CACHE
+        / "debs"
+        / f"{debian}-{_digest([], packages.WALK + packages.ALONE + packages.DEPENDENCIES)}"
+    )
+
+
+def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
+    """A short name for the content of files and folders."""
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(ROOT)}\0{file.stat().st_mode}\0".encode())
+                digest.update(file.read_bytes())
+    digest.update(repr(tuple(map(str, extra))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _archive(debs: Path, kernel: str) -> Path:
+    """What http://archive.lab/ serves: the signed suite and the toolkit's flat repository."""
+    inputs = [_here("archive.py"), _here("hardware.py"), _here("standins")]
+    folder = CACHE / "archive" / _digest(inputs, [debs, kernel])
+    if not folder.is_dir():
+        say("Building the lab's archive: the real packages and the stand-ins.")
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        pools = partial / "pools"
+        archive.build_standins(pools, kernel)
+        _merge(debs, pools)
+        key = archive.signing_key(KEYS)
+        suite = {path.name: path for path in sorted(pools.iterdir()) if path.name != "toolkit"}
+        archive.publish_suite(partial / "debian", suite, KEYS)
+        archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
+        shutil.copyfile(key, partial / "archive.gpg")
+        shutil.rmtree(pools)
+        partial.rename(folder)
+    _prune(folder)
+    return folder
+
+
+def _merge(debs: Path, pools: Path) -> None:
+    """Adds Debian's packages to the pools; where there is a real one its stand-in goes."""
+    for component in debs.iterdir():
+        (pools / component.name).mkdir(parents=True, exist_ok=True)
+        for deb in component.glob("*.deb"):
+            for standin in pools.glob(f"*/{deb.name.split('_')[0]}_*.deb"):
+                standin.unlink()
+            os.link(deb, pools / component.name / deb.name)
+
+
+def _releases() -> tuple[Path, str]:
+    """What https://releases.lab/ serves, and the tarball's sha256."""
+    folder = CACHE / "releases" / _digest([_here("release.py"), _here("standins")], [RKE2_VERSION])
+    if not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sha256 = release.build(partial, RKE2_VERSION)
+        (partial / ".sha256").write_text(sha256, encoding="ascii")
+        partial.rename(folder)
+    _prune(folder)
+    return folder, (folder / ".sha256").read_text(encoding="ascii")
+
+
+def _machine_inputs(debian: str, lab_archive: Path, web_ca: Path) -> str:
+    inputs = [*(_here(name) for name in STANDINS), Path(__file__), web_ca]
+    return _digest(inputs, [debian, lab_archive])
+
+
+def _layer(name: str, lower: list[Path], inputs: str, fill: Callable[[Path], None]) -> Path:
+    """The folder that holds what `fill` changed in a tree over `lower`."""
+    folder = CACHE / "layers" / f"{name}-{inputs}"
+    if not folder.is_dir():
+        say(f"Building the {name} layer of the node.")
+        partial = folder.with_name(folder.name + ".partial")
+        for left in (partial, partial.with_name(partial.name + ".work")):
+            shutil.rmtree(left, ignore_errors=True)
+        with lab.overlay(lower, partial, CACHE / "layers" / "tree") as tree:
+            fill(tree)
+        shutil.rmtree(partial.with_name(partial.name + ".work"))
+        partial.rename(folder)
+    _prune(folder)
+    return folder
+
+
+def _prune(used: Path) -> None:
+    """Removes builds of the same kind that are long out of use."""
+    used.touch()
+    kind = used.name.rpartition("-")[0]
+    alike = [path for path in used.parent.iterdir() if path.name.rpartition("-")[0] == kind]
+    for old in sorted(alike, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_BUILDS:]:
+        shutil.rmtree(old)
+
+
+def _furnish(tree: Path, debian: str, lab_archive: Path, web_ca: Path) -> None:
+    """Makes a bare Debian a machine of the lab: names, trust, network, the hardware's stand-ins."""
+    write(tree, "etc/hosts", f"127.0.0.1 localhost\n{lab.ADDRESS} {HOSTS}\n")
+    write(
+        tree, "etc/apt/sources.list",
+        f"deb [signed-by={ARCHIVE_KEY}] http://archive.lab/debian {debian} main\n",
+    )  # fmt: skip
+    for keyring in (ARCHIVE_KEY, TOOLKIT_KEY):
+        shutil.copyfile(lab_archive / "archive.gpg", tree / keyring.lstrip("/"))
+        (tree / keyring.lstrip("/")).chmod(0o644)
+    ca = tree / "usr/local/share/ca-certificates/lab-web.crt"
+    shutil.copyfile(web_ca, ca)
+    ca.chmod(0o644)
+    (tree / "etc/resolv.conf").unlink(missing_ok=True)
+    (tree / "var/log/journal").mkdir(exist_ok=True)  # the journal outlives the reboots
+    write(tree, "etc/machine-id", "")
+    in_tree(tree, "update-ca-certificates")
+    in_tree(tree, "systemctl", "enable", "systemd-networkd.service")
+    hardware.install_programs(tree)
+
+
+def _install(tree: Path, debian: str, lab_archive: Path) -> None:
+    """Builds gpuboot's .deb and has the node's apt install it, as a template's maker would."""
+    debs = CACHE / "deb"
+    shutil.rmtree(debs, ignore_errors=True)
+    debs.mkdir()
+    say("Building gpuboot's .deb.")
+    run(str(ROOT / "packaging/build-deb"), str(debs), cwd=ROOT)
+    found = sorted(debs.glob("gpuboot_*.deb"))
+    if len(found) != 1:
+        raise RigError(f"packaging/build-deb left {len(found)} packages named gpuboot, not one")
+    source = f"deb [signed-by={ARCHIVE_KEY}] file:/mnt/archive/debian {debian} main\n"
+    (debs / "sources.list").write_text(source, encoding="ascii")
+    apt = ("apt-get", "-q", "-o", "Dir::Etc::SourceList=/mnt/deb/sources.list",
+           "-o", "APT::Sandbox::User=root")  # fmt: skip
+    binds = (f"--bind-ro={lab_archive}:/mnt/archive", f"--bind-ro={debs}:/mnt/deb")
+    in_tree(tree, *apt, "update", binds=binds)
+    in_tree(tree, *apt, "install", "--yes", "--no-install-recommends", f"/mnt/deb/{found[0].name}",
+            binds=binds)  # fmt: skip
+    for cached in ("var/lib/apt/lists", "var/cache/apt"):
+        shutil.rmtree(tree / cached)
+        (tree / cached).mkdir()
+    for mounted in ("mnt/archive", "mnt/deb"):
+        (tree / mounted).rmdir()
+
+
+def in_tree(tree: Path, *argv: str, binds: tuple[str, ...] = ()) -> str:
+    """Runs a command in a tree that is not booted."""
+    return run(
+        "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off",
+        "--timezone=off", "--link-journal=no", "--pipe", "--setenv=DEBIAN_FRONTEND=noninteractive",
+        "--setenv=LC_ALL=C.UTF-8", *binds, f"--directory={tree}", *argv,
+    )  # fmt: skip
+
+
+def write(tree: Path, name: str, text: str, *, mode: int = 0o644) -> None:
+    """A file of the tree; the folders above it are made."""
+    file = tree / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.touch(mode=mode)
+    file.write_text(text, encoding="utf-8")
+
+
+def seed(tree: Path, hostname: str, address: str, user_data: str) -> None:
+    """Makes a tree one particular node: its name, its address, what its cloud-init is told."""
+    network = (
+        f"[Match]\nName=host0\n\n[Network]\nAddress={address}/24\nGateway={lab.ADDRESS}\nIPv6AcceptRA=no\n"
+        "IPv6AcceptRA=no\n"  # or the network is said to be up only 13 s later
+    )
+    write(tree, "etc/systemd/network/10-lab.network", network)
+    hosts = (tree / "etc/hosts").read_text(encoding="ascii")
+    write(tree, "etc/hosts", f"{hosts}127.0.1.1 {hostname}\n")
+    write(tree, "etc/hostname", f"{hostname}\n")
+    cloud = {
+        "meta-data": f"instance-id: i-{hostname}\nlocal-hostname: {hostname}\n",
+        "user-data": user_data,
+    }
+    # ds-identify is a shell script and finds the list only in this spelling; JSON is YAML.
+    settings = (
+        "datasource_list: [ NoCloud ]\n"
+        f"datasource: {json.dumps({'NoCloud': cloud})}\n"
+        "network: {config: disabled}\n"
+        "locale: false\n"  # a minimal Debian has no locales to choose from
+    )
+    # Root's own, because the user-data may hold the token.
+    write(tree, "etc/cloud/cloud.cfg.d/90-lab.cfg", settings, mode=0o600)
