@@ -37,11 +37,9 @@ class DriverBuilt:
     name: ClassVar[str] = "driver-built"
     disruptive: ClassVar[bool] = False
 
-    kernels: tuple[str, ...]
-
     def check(self, host: Host) -> Finding:
         versions = []
-        for release in self.kernels:
+        for release in _kernels(host):
             module = kernel.nvidia_module(host, release)
             if module is None:
                 return Pending(f"there is no NVIDIA module for kernel {release}")
@@ -49,7 +47,7 @@ class DriverBuilt:
         return Ok(f"NVIDIA module {', '.join(versions)}")
 
     def apply(self, host: Host) -> None:
-        for release in self.kernels:
+        for release in _kernels(host):
             if kernel.nvidia_module(host, release):
                 continue
             result = host.run(["dkms", "autoinstall", "-k", release], timeout=BUILD_TIMEOUT)
@@ -59,6 +57,11 @@ class DriverBuilt:
                     f"DKMS has built no NVIDIA module for kernel {release}",
                     evidence=_evidence(host, result.said),
                 )
+
+
+def _kernels(host: Host) -> list[str]:
+    """The running kernel and the next: looked up anew, as the headers can bring a new kernel."""
+    return list(dict.fromkeys((kernel.running(host), kernel.next_boot(host))))
 
 
 def _evidence(host: Host, said: str) -> str:

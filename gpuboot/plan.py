@@ -66,7 +66,7 @@ def build(config: Config, facts: Facts) -> Plan:
             tools=("python3-pynvml",),
             env=proxy(config).env(),
         ),
-        DriverBuilt(kernels),
+        DriverBuilt(),
         DriverLoaded(),
         GpusAnswer(),
         Cdi(),

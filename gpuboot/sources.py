@@ -72,10 +72,11 @@ class OwnArchive:
     """The distribution's archive where the node's own apt sources have it, with all components."""
 
     codename: str
+    name: ClassVar[str] = "distribution"
 
     @property
     def file(self) -> str:
-        return f"{FOLDER}/gpuboot-distribution.sources"
+        return f"{FOLDER}/gpuboot-{self.name}.sources"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class PackageSources:
                 raise GpubootError(KEY_MISSING, f"sources.{source.name}.key: no {source.key_file}")
             if host.read(source.file) != _text(host, source):
                 return Pending(f"{source.file} is not written")
-        return Ok(f"apt has {', '.join(source.file for source in self.sources)}")
+        names = " and ".join(source.name for source in self.sources)
+        return Ok(f"apt has the sources {names}")
 
     def apply(self, host: Host) -> None:
         for source in self.sources:
