@@ -7,6 +7,7 @@ SHELL := /bin/sh
 SCENARIO ?= default
 KEEP ?=
 VENV := .cache/venv/bin
+CODE := gpuboot packaging tests
 READY := python3 -m tests.rehearsal.machine
 REHEARSE := $(VENV)/python -m tests.rehearsal
 
@@ -48,8 +49,8 @@ deb: ## Build gpuboot's Debian package into build/
 
 lint: ## Check style, types, spelling, shell scripts and units
 	@$(READY) lint
-	$(VENV)/ruff check
-	$(VENV)/ruff format --check
+	$(VENV)/ruff check $(CODE)
+	$(VENV)/ruff format --check $(CODE)
 	$(VENV)/mypy
 	$(VENV)/codespell --skip './.*,./build' --ignore-words-list fpr
 	shellcheck $$(grep -rlIE '^#! ?/bin/(ba|da)?sh' --exclude-dir=.git --exclude-dir=.cache --exclude-dir=build .)
@@ -57,7 +58,7 @@ lint: ## Check style, types, spelling, shell scripts and units
 
 unit: ## Run the unit and model tests; needs no root
 	@$(READY) python
-	$(VENV)/python -m pytest -q tests/unit tests/model
+	$(VENV)/python -m pytest -q -n 2 tests/unit tests/model
 
 deb-test: ## Build, check, install and remove the Debian package
 	@$(READY) test

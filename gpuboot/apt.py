@@ -147,11 +147,11 @@ def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
 
 # What apt says, and what that means: the first line that fits decides.
 _CAUSES = (
-    (re.compile(r"No space left on device|not have enough free space"), DISK_FULL, True),
+    (re.compile(r"No space left on device|have enough free space"), DISK_FULL, True),
     (re.compile(r"NO_PUBKEY|Missing key|EXPKEYSIG|BADSIG|is not signed|Not live until"
                 r"|signatures? (?:couldn't|were|was)|not valid yet|Release file .* expired"),
      SIGNATURE_REFUSED, True),
-    (re.compile(r"Could not get lock|is locked by|Unable to acquire"), LOCKED, True),
+    (re.compile(r"Could not get lock|(?:is|was) locked by|Unable to acquire"), LOCKED, True),
     (re.compile(r"Unable to locate package|has no installation candidate|was not found"),
      NO_PACKAGE, False),
     (re.compile(r"Failed to fetch|Could not resolve|Connection (?:failed|refused|timed out)"
@@ -162,7 +162,9 @@ _CAUSES = (
 
 def failure(result: Result) -> GpubootError:
     """What a failed apt-get means; its error lines are the evidence."""
-    text = f"{result.out}\n{result.err}"
+    said = f"{result.out}\n{result.err}".splitlines()
+    # That it waited for a lock, and got it in the end, is no cause.
+    text = "\n".join(line for line in said if not line.startswith("Waiting for cache lock"))
     lines = [line for line in text.splitlines() if re.match(r"(E|Err|W|Error|dpkg)\b", line)]
     evidence = "\n".join(lines[-12:]) or text.strip()[-1500:]
     for pattern, code, retry in _CAUSES:

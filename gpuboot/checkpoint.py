@@ -143,7 +143,7 @@ def _read(host: Host, facts: Facts, budget: int) -> Checkpoint:
         return fresh
     try:
         found = parse(text)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("checkpoint: cannot be read (%s); set aside", error)
         host.write(CORRUPT, text)
         return replace(fresh, surcharge=max(0, budget - 1))
@@ -159,9 +159,13 @@ def parse(text: str) -> Checkpoint:
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise ValueError(f"schema is not {SCHEMA}")
-    content["steps"] = {name: Effort(**effort) for name, effort in content["steps"].items()}
-    content["reboots"] = [Spent(**spent) for spent in content["reboots"]]
-    return Checkpoint(**content)
+    steps = {name: Effort(**effort) for name, effort in content["steps"].items()}
+    reboots = [Spent(**spent) for spent in content["reboots"]]
+    found = Checkpoint(**{**content, "steps": steps, "reboots": reboots})
+    for name in ("boots", "rung", "surcharge", "elapsed", "since", "seen"):
+        if not isinstance(getattr(found, name), (int, float)):
+            raise TypeError(f"{name} is no number")
+    return found
 
 
 def _same_machine(found: Checkpoint, facts: Facts) -> bool:

@@ -313,7 +313,10 @@ def load(host: Host) -> Config:
     for name in names:
         if problem := _unsafe(host, name):
             reading.problems.append(problem)
-        reading.add(name, host.read(name) or "")
+        text = host.read(name)
+        if text is None:
+            reading.problems.append(Problem(f"{name}:1", "", "cannot be read", "a readable file"))
+        reading.add(name, text or "")
     config = parse(reading)
     for secret in config.secrets():
         host.mask.add(secret)
@@ -344,7 +347,10 @@ def warnings(host: Host, config: Config) -> list[str]:
 
 def _unsafe(host: Host, name: str) -> Problem | None:
     """A file that somebody but root can change is somebody else's root access."""
-    status = host.path(name).stat()
+    try:
+        status = host.path(name).stat()
+    except OSError:
+        return None  # told as one that cannot be read
     if status.st_uid != host.owner:
         return Problem(f"{name}:1", "", f"belongs to user id {status.st_uid}", "root as owner")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -418,7 +424,7 @@ def effective(config: object) -> dict[str, Any]:
         name = item.name.replace("_", "-")
         if hasattr(value, "__dataclass_fields__"):
             plain[name] = effective(value)
-        elif isinstance(config, Agent) and value in (None, ()):
+        elif isinstance(config, Agent) and value == item.default and value in (None, ()):
             continue
         elif value is None:
             plain[name] = item.metadata["kind"].nothing

@@ -74,11 +74,11 @@ class Rke2Config:
 
     def text(self, host: Host, *, without_taints: bool = False) -> str:
         """The drop-in's wanted content. Raises GB510."""
-        earlier = merged(host, earlier_files(host))
         _check_later(host, later_files(host))
+        others = merged(host, [*earlier_files(host), *later_files(host)])
         content = {key: _plain(value) for key, value in self.settings.items()}
-        missing_labels = _missing_labels(self.labels, earlier)
-        missing_taints = _missing_taints(self.taints, earlier)
+        missing_labels = _missing_labels(self.labels, others)
+        missing_taints = _missing_taints(self.taints, others)
         if missing_labels:
             content["node-label+"] = missing_labels
         if missing_taints and not without_taints:
@@ -127,7 +127,8 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
     for name in files:
         for key, value in _content(host, name).items():
             plain = key.removesuffix("+")
-            items = [_scalar(item) for item in (value if isinstance(value, list) else [value])]
+            listed = value if isinstance(value, list) else [value]
+            items = [_scalar(item) for item in listed if item is not None]
             before = result.values.get(plain, []) if key.endswith("+") else []
             result.values[plain] = before + items
             result.files[plain] = name
@@ -153,8 +154,8 @@ def _scalar(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _missing_labels(wanted: Sequence[str], earlier: Merged) -> list[str]:
-    there = dict(text.partition("=")[::2] for text in earlier.values.get("node-label", []))
+def _missing_labels(wanted: Sequence[str], others: Merged) -> list[str]:
+    there = dict(text.partition("=")[::2] for text in others.values.get("node-label", []))
     missing = []
     for text in wanted:
         label = labels.label(text)
@@ -162,18 +163,18 @@ def _missing_labels(wanted: Sequence[str], earlier: Merged) -> list[str]:
             missing.append(text)
         elif there[label.key] != label.value:
             raise _contradiction(
-                earlier, "node-label", f"{label.key}={there[label.key]}", str(label)
+                others, "node-label", f"{label.key}={there[label.key]}", str(label)
             )
     return missing
 
 
-def _missing_taints(wanted: Sequence[str], earlier: Merged) -> list[str]:
+def _missing_taints(wanted: Sequence[str], others: Merged) -> list[str]:
     there: dict[tuple[str, str], Taint] = {}
-    for text in earlier.values.get("node-taint", []):
+    for text in others.values.get("node-taint", []):
         try:
             taint = labels.taint(text)
         except ValueError as error:
-            file = earlier.files["node-taint"]
+            file = others.files["node-taint"]
             raise GpubootError(FOREIGN_CONFIG, f"{file}: {error}, which ends rke2-agent") from None
         there[taint.key, taint.effect] = taint
     missing = []
@@ -183,14 +184,14 @@ def _missing_taints(wanted: Sequence[str], earlier: Merged) -> list[str]:
         if other is None:
             missing.append(text)
         elif other != taint:
-            raise _contradiction(earlier, "node-taint", str(other), str(taint))
+            raise _contradiction(others, "node-taint", str(other), str(taint))
     return missing
 
 
-def _contradiction(earlier: Merged, key: str, theirs: str, ours: str) -> GpubootError:
+def _contradiction(others: Merged, key: str, theirs: str, ours: str) -> GpubootError:
     return GpubootError(
         FOREIGN_CONFIG,
-        f"{earlier.files[key]}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
+        f"{others.files[key]}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
         hint="make both say the same, then: gpuboot run",
     )
 

@@ -87,6 +87,7 @@ class Result:
 
 
 STOP_POLL = 0.5  # seconds between two looks whether we are to stop
+NOT_EXECUTABLE = 126  # and one that is there and cannot be run
 NOT_FOUND = 127  # the exit status a shell gives for a program that is not there
 
 Runner = Callable[[Command], Result]
@@ -110,6 +111,8 @@ def run_process(command: Command) -> Result:
         )
     except FileNotFoundError:
         return Result(NOT_FOUND, err=f"{command.argv[0]}: command not found")
+    except OSError as error:
+        return Result(NOT_EXECUTABLE, err=f"{command.argv[0]}: {error.strerror}")
     with process:
         if command.patient:
             out, err = _wait_patiently(process, command)
@@ -119,7 +122,9 @@ def run_process(command: Command) -> Result:
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            # Its end is waited for, but not long: a child that left the group may hold the pipes.
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.2)
             raise TimeoutError(command.argv[0]) from None
     return Result(process.returncode, out, err)
 

@@ -123,7 +123,10 @@ def _ruled(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:
+            raise Wrong(f"{text!r}: {error}") from None
         if parts.username or parts.password:
             raise Wrong("holds a user or password, which belong elsewhere")
         if parts.scheme not in schemes or not parts.hostname:
@@ -148,7 +151,7 @@ def _join_token(text: str) -> Secret:
         token.parse(Secret(text))
     except ValueError as error:
         raise Wrong(str(error)) from None
-    return Secret(text)
+    return Secret(text.strip())
 
 
 def _absolute(text: str) -> str:

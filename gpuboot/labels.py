@@ -92,7 +92,8 @@ def taint(text: str) -> Taint:
     if not separator:
         raise ValueError(f"taint {text!r} has no ':' before its effect")
     if effect not in EFFECTS:
-        raise ValueError(f"taint {text!r} has effect {effect!r}, expected {' | '.join(EFFECTS)}")
+        # The effect itself is not quoted: of a token put here by mistake it is the password.
+        raise ValueError(f"taint {text!r} has none of the effects {', '.join(EFFECTS)}")
     key, _, value = head.partition("=")
     _check_key(key)
     _check_value(value)

@@ -16,7 +16,7 @@ from gpuboot.secret import MASK
 
 T = TypeVar("T")
 
-_TOKEN = re.compile(r"K10[0-9a-fA-F]*::[^\s'\"]+")
+_TOKEN = re.compile(r"K10[0-9a-fA-F]*::[^\s'\"]+|\b[a-z0-9]{6}\.[a-z0-9]{16}\b")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,15 @@ class Problem:
     message: str
     expected: str | None = None
 
+    def __post_init__(self) -> None:
+        # A token put where something else belongs would otherwise be quoted as the wrong value.
+        for name in ("key", "message"):
+            object.__setattr__(self, name, _TOKEN.sub(MASK, getattr(self, name)))
+
     def __str__(self) -> str:
         name = f"{self.key}: " if self.key else ""
         wanted = f"; expected {self.expected}" if self.expected else ""
-        # A token put where something else belongs would otherwise be quoted as the wrong value.
-        return _TOKEN.sub(MASK, f"{self.where}: {name}{self.message}{wanted}")
+        return f"{self.where}: {name}{self.message}{wanted}"
 
 
 def key(kind: Kind[T], default: T, doc: str) -> T:
@@ -100,8 +104,8 @@ class Reader:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             what = error.problem or error.context or "cannot be read"
             self.problems.append(Problem(f"{file}:{line}", "", what, "YAML"))
-        except (yaml.YAMLError, RecursionError) as error:
-            # What is left is a character that YAML forbids, or nesting without end.
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+            # What is left is a character that YAML or Python forbids, or nesting without end.
             what = getattr(error, "reason", None) or "cannot be read"
             self.problems.append(Problem(f"{file}:1", "", str(what), "YAML"))
         else:

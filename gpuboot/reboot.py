@@ -51,15 +51,17 @@ POLL = 1.0  # seconds between two looks at cloud-init
 
 def permit(record: Checkpoint, settings: Reboot, step: str, reason: str) -> None:
     """Return if this reboot may happen. Raises GB021, GB022 or GB023 (worth another try)."""
-    asked_now = [spent for spent in record.reboots if spent.boot_id == record.boot_id]
-    before = [spent for spent in record.reboots if spent.boot_id != record.boot_id]
+    counted = [] if record.ready_at else record.reboots  # those of an earlier road are over
+    asked_now = [spent for spent in counted if spent.boot_id == record.boot_id]
+    before = [spent for spent in counted if spent.boot_id != record.boot_id]
     if before and (before[-1].step, before[-1].reason) == (step, reason):
         raise GpubootError(DID_NOT_HELP, f"a reboot did not help: {reason}")
     if not settings.allow:
         raise GpubootError(NOT_ALLOWED, f"a reboot is needed: {reason}", retry=True)
-    if not asked_now and record.spent >= settings.budget:
+    spent = len(counted) + record.surcharge
+    if not asked_now and spent >= settings.budget:
         raise GpubootError(
-            BUDGET_SPENT, f"{record.spent} of {settings.budget} reboots are spent; still: {reason}"
+            BUDGET_SPENT, f"{spent} of {settings.budget} reboots are spent; still: {reason}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 MASK = "<secret>"
 SHORTEST = 4  # a shorter value would mask ordinary words, and is no secret worth the name
@@ -41,9 +41,9 @@ class Mask:
         self._spellings: set[str] = set()
 
     def add(self, secret: Secret) -> None:
-        """Mask this secret from now on, and the password part of an RKE2 token by itself."""
+        """Mask this secret from now on, and the password in a token or an address by itself."""
         text = secret.reveal().strip()
-        for part in {text, text.rpartition("::")[2], text.rpartition(":")[2]}:
+        for part in {text, _password(text)}:
             if len(part) >= SHORTEST:
                 self._spellings.update(_spellings(part))
 
@@ -54,6 +54,14 @@ class Mask:
         # The longest first, so that a token is masked whole before its password part is.
         ordered = sorted(self._spellings, key=len, reverse=True)
         return re.sub("|".join(re.escape(spelling) for spelling in ordered), MASK, text)
+
+
+def _password(text: str) -> str:
+    """The password in `K10<hash>::user:password` or `scheme://user:password@host`."""
+    if "://" in text:
+        user, at, _ = text.partition("://")[2].rpartition("@")
+        return unquote(user.partition(":")[2]) if at else ""
+    return text.rpartition("::")[2].rpartition(":")[2]
 
 
 def _spellings(text: str) -> set[str]:

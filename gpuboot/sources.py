@@ -137,8 +137,10 @@ def _own_archives(host: Host, codename: str) -> list[tuple[str, str, str | None]
     or none if it names none: apt refuses two entries of one archive with different keys.
     """
     form = "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)"
-    found = []
-    for line in host.must(["apt-get", "indextargets", "--format", form]).splitlines():
+    # Without release information it also answers before the first update.
+    argv = ["apt-get", "indextargets", "--no-release-info", "--format", form]
+    found: list[tuple[str, str, str | None]] = []
+    for line in dict.fromkeys(host.must(argv).splitlines()):
         site, suite, component, created_by, entry = [*line.split(), "", "", "", "", ""][:5]
         if entry.startswith(f"{FOLDER}/gpuboot-"):
             continue
@@ -156,7 +158,8 @@ def _signed_by(host: Host, entry: str) -> str | None:
     if file.endswith(".sources"):
         text = re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)
         entries = [stanza for stanza in re.split(r"\n\s*\n", text) if stanza.strip()]
-        key = re.compile(r"^signed-by:[ \t]*(\S+)", re.MULTILINE | re.IGNORECASE)
+        # The key itself may stand there, in lines that begin with a space.
+        key = re.compile(r"^signed-by:[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE | re.IGNORECASE)
     else:
         entries = text.splitlines()
         key = re.compile(r"signed-by=([^\s\]]+)")
@@ -195,6 +198,8 @@ def _is_key(host: Host, file: str, fingerprint: str) -> bool:
 
 def _fingerprints(host: Host, file: str) -> list[str]:
     """The primary keys in a file, by gpg; apt would trust every one of them."""
-    argv = ["gpg", "--batch", "--show-keys", "--with-colons", str(host.path(file))]
+    # Without a home of its own gpg has no trust database, and lists nothing unless told so.
+    options = ["--batch", "--trust-model", "always", "--with-colons"]
+    argv = ["gpg", *options, "--show-keys", str(host.path(file))]
     listing = host.run(argv, env={"GNUPGHOME": "/nonexistent"}).out
     return re.findall(r"^pub:.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing, re.MULTILINE)

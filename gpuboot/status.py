@@ -98,8 +98,15 @@ def _idle(record: dict[str, Any] | None, *, enabled: bool, walking: bool) -> dic
         "mode": None,
         "checked": None,
         "progress": None,
-        "steps": [{"name": name, **effort} for name, effort in last.get("steps", {}).items()],
-        "reboots": {"spent": len(reboots), "reasons": [spent["reason"] for spent in reboots]},
+        "steps": [
+            {"name": name, "state": None, "reason": "", **effort}
+            for name, effort in last.get("steps", {}).items()
+        ],
+        "reboots": {
+            "spent": len(reboots) + last.get("surcharge", 0),
+            "budget": None,
+            "reasons": [spent["reason"] for spent in reboots],
+        },
         "boots": last.get("boots", 0),
         "gpus": [],
         "driver": None,

@@ -140,6 +140,8 @@ class SupervisorAnswers:
 
 
 def _is_bundle(body: bytes) -> bool:
+    if b"-----BEGIN CERTIFICATE-----" not in body:
+        return False
     try:
         ssl.create_default_context(cadata=body.decode("ascii"))
     except (ssl.SSLError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gpuboot.secret import Secret
@@ -48,29 +48,57 @@ def parse(secret: Secret) -> Token:
     if colon and not (user and password):
         raise ValueError("token has an empty user or password")
     bootstrap = bool(re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", text))
+    if not text:
+        raise ValueError("token has nothing after its CA hash")
     return Token(ca_hash, Secret(password if colon else text), bootstrap)
 
 
 def ca_hash(bundle: bytes) -> str:
     """The hash RKE2 compares: of the bytes of a lone PEM, of the root's DER in a bundle.
 
-    (k3s pkg/clientaccess/token.go. The root is the certificate that is its own issuer; without
-    one, or with several, RKE2 falls back to the raw bytes.)
+    (k3s pkg/clientaccess/token.go. The root is the one that the first certificate chains to;
+    without one RKE2 falls back to the raw bytes.)
     """
-    certificates = [base64.b64decode(body) for body in _CERTIFICATE.findall(bundle)]
-    if len(certificates) > 1:
-        roots = [der for der in certificates if _self_issued(der)]
-        if len(roots) == 1:
-            return hashlib.sha256(roots[0]).hexdigest()
+    with suppress(ValueError, IndexError):  # what cannot be taken apart is hashed as it is
+        certificates = [base64.b64decode(body) for body in _CERTIFICATE.findall(bundle)]
+        if len(certificates) > 1 and (root := _root(certificates)):
+            return hashlib.sha256(root).hexdigest()
     return hashlib.sha256(bundle).hexdigest()
 
 
-def _self_issued(der: bytes) -> bool:
-    """Whether issuer and subject are the same, as the standard library parses them."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cadata=der)
-        (certificate,) = context.get_ca_certs()
-    except (ssl.SSLError, ValueError):
-        return False
-    return certificate.get("issuer") == certificate.get("subject")
+def _root(certificates: list[bytes]) -> bytes | None:
+    """The certificate that the first one's issuers end at, by their names."""
+    names = {subject: (der, issuer) for der in certificates for issuer, subject in [_names(der)]}
+    issuer, subject = _names(certificates[0])
+    for _ in certificates:
+        if issuer == subject:
+            return names[subject][0]
+        if issuer not in names:
+            return None
+        subject = issuer
+        issuer = names[subject][1]
+    return None
+
+
+def _names(der: bytes) -> tuple[bytes, bytes]:
+    """Issuer and subject of a certificate, as their bytes. Raises ValueError or IndexError."""
+    body = _parts(_parts(der)[0])[0]
+    # version (optional), serial number, signature, issuer, validity, subject (RFC 5280 4.1)
+    fields = _parts(body)
+    first = 1 if body[0] == 0xA0 else 0
+    return fields[first + 2], fields[first + 4]
+
+
+def _parts(der: bytes) -> list[bytes]:
+    """The contents of the DER values that follow each other. Raises IndexError when cut off."""
+    parts = []
+    while der:
+        length, start = der[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(der[2:start], "big")
+        if len(der) < start + length:
+            raise IndexError
+        parts.append(der[start : start + length])
+        der = der[start + length :]
+    return parts

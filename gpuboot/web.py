@@ -170,9 +170,11 @@ class RequestsWeb:
         return session
 
     def _bypassed(self, url: str) -> bool:
+        """Whether the host is reached directly: this machine itself always is."""
         from requests.utils import should_bypass_proxies
 
-        return bool(should_bypass_proxies(url, no_proxy=",".join(self.proxy.no_proxy) or None))
+        direct = ",".join(("127.0.0.1", "localhost", *self.proxy.no_proxy))
+        return bool(should_bypass_proxies(url, no_proxy=direct))
 
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"

@@ -34,18 +34,26 @@ SETTINGS = re.compile(r"Acquire::(http|https|Check-|Retries|Max-|ForceIPv)", re.
 
 def sources(release: str, components: Sequence[str]) -> list[str]:
     """The machine's own archives of a Debian release, as lines of a sources.list."""
-    fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
-    listed = run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
-    lines = []
-    for target in listed.splitlines():
-        uri, suite, component, origin, *_ = [*target.split(), "", "", ""]
-        if origin == "Debian" and component == "main" and suite.split("-")[0] == release:
-            lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} {' '.join(components)}")
+    lines = _listed(release, components)
+    if not lines:  # nothing is listed before the first update
+        run("apt-get", "-q", "update")
+        lines = _listed(release, components)
     if not lines:
         raise RigError(
             f"this machine's apt knows no archive of Debian {release}",
-            hint="the rehearsal needs a Debian 12 machine; try: apt-get update",
+            hint="the rehearsal needs a Debian 12 machine whose apt works",
         )
+    return lines
+
+
+def _listed(release: str, components: Sequence[str]) -> list[str]:
+    fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
+    targets = run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
+    lines = []
+    for target in targets.splitlines():
+        uri, suite, component, origin, *_ = [*target.split(), "", "", ""]
+        if origin == "Debian" and component == "main" and suite.split("-")[0] == release:
+            lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} {' '.join(components)}")
     return lines
 
 

@@ -76,11 +76,9 @@ def test_a_proxys_whole_address_is_masked() -> None:
     assert masked(f"using {PROXY} now", PROXY) == "using <secret> now"
 
 
-@pytest.mark.xfail(strict=True, reason="Mask.add takes what follows the last colon: the port")
 def test_a_proxys_password_is_masked_by_itself() -> None:
     assert masked("operator:open-sesame", PROXY) in ("operator:<secret>", "<secret>")
 
 
-@pytest.mark.xfail(strict=True, reason="Mask.add takes a proxy's port for a password")
 def test_a_proxys_port_is_no_secret() -> None:
     assert masked("3128 packages", PROXY) == "3128 packages"

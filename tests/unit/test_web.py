@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -189,10 +188,6 @@ def test_a_host_under_no_proxy_is_asked_directly(
     assert RequestsWeb(proxy).get(f"http://127.0.0.1:{plain[0]}/").status == 200
 
 
-@pytest.mark.xfail(
-    strict=True, raises=GpubootError,
-    reason="RequestsWeb._bypassed sends the kubelet's own health check through the proxy",
-)  # fmt: skip
 def test_this_machine_itself_is_never_asked_through_a_proxy(plain: tuple[int, list[str]]) -> None:
     proxy = Proxy(http=f"http://127.0.0.1:{closed()}")
     assert RequestsWeb(proxy).get(f"http://127.0.0.1:{plain[0]}/").status == 200
@@ -205,10 +200,6 @@ def test_the_environments_proxy_does_not_count(
     assert RequestsWeb().get(f"http://127.0.0.1:{plain[0]}/").status == 200
 
 
-@pytest.mark.xfail(
-    strict=True, raises=GpubootError,
-    reason="RequestsWeb._bypassed hands None to should_bypass_proxies, which reads no_proxy",
-)  # fmt: skip
 def test_the_environments_exceptions_from_the_proxy_do_not_count(
     plain: tuple[int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,9 +228,14 @@ def test_a_download_comes_in_pieces(plain: tuple[int, list[str]]) -> None:
 
 
 def test_a_download_that_is_not_there_is_no_content(plain: tuple[int, list[str]]) -> None:
-    with pytest.raises(GpubootError, match="answered 404, expected 200") as caught:
+    found = GpubootError(web.UNREACHABLE, "nothing was raised")
+    try:
         list(RequestsWeb().pieces(f"http://127.0.0.1:{plain[0]}/missing"))
-    assert caught.value.code is web.BAD_ANSWER
+    except GpubootError as error:
+        # A kept traceback would keep the answer, which then holds its socket until collected.
+        found = error.with_traceback(None)
+    assert (found.code, found.retry) == (web.BAD_ANSWER, True)
+    assert found.message.endswith("/missing answered 404, expected 200")
 
 
 def test_a_download_of_the_right_checksum_becomes_the_file(node: Node) -> None:
@@ -256,10 +252,10 @@ def test_a_download_of_another_checksum_leaves_no_file(node: Node) -> None:
     assert node.files() == []
 
 
-def test_a_download_that_breaks_off_leaves_the_old_file(node: Node, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_leaves_the_old_file(node: Node) -> None:
     node.put("/cache/file", "old")
     pieces = RequestsWeb().pieces(f"http://127.0.0.1:{closed()}/file")
     with pytest.raises(GpubootError):
         node.host.write_stream("/cache/file", web.checked(pieces, "0" * 64, "it"))
     assert node.text("/cache/file") == "old"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert node.files() == ["/cache/file"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import http.server
 import json
+import os
 import signal
 import socketserver
 import sys
@@ -171,6 +172,8 @@ def _serve_healthz(port: int) -> None:
 def _die_with_parent() -> None:
     """Be killed when rke2 is (k3s sets this on its children, too)."""
     ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == 1:
+        sys.exit(1)  # the parent was gone before it could be tied to us
 
 
 def _say(message: str) -> None:

@@ -48,8 +48,9 @@ def _agent(version: str, commit: str, arguments: Sequence[str]) -> None:
     # Imported here, so that --version needs no YAML.
     from . import document, join, log, settings
 
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    # The kernel's own way: a handler of Python's is missed if it comes just before a sleep.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     root = Path(os.environ.get(_ROOT, "/"))
     try:
         join.run(settings.load(arguments, os.environ, root), version, commit)

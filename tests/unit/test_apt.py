@@ -1,0 +1,173 @@
+"""What apt and dpkg say, and what it means."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gpuboot import apt
+from gpuboot.errors import GpubootError
+from gpuboot.host import Command, Result
+from tests.unit.node import DATA, Node
+
+HEADING = re.compile(r"^## (GB\d+) (retry|final): (.*)$\n", re.MULTILINE)
+
+
+def blocks() -> list[tuple[str, bool, str, str]]:
+    """Code, whether another try helps, title and text of each block of apt-errors.md."""
+    _, *parts = HEADING.split((DATA / "apt-errors.md").read_text(encoding="utf-8"))
+    rows = zip(*(iter(parts),) * 4, strict=True)
+    return [
+        (code, retry == "retry", title.removesuffix(" (texts)"), text)
+        for code, retry, title, text in rows
+    ]
+
+
+BLOCKS = [
+    pytest.param(
+        code, retry, text, id=title,
+    )
+    for code, retry, title, text in blocks()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "retry", "text"), BLOCKS)
+@pytest.mark.parametrize("stream", ["out", "err"])
+def test_a_failure_is_told_by_its_cause(code: str, text: str, stream: str, *, retry: bool) -> None:
+    result = Result(100, text) if stream == "out" else Result(100, err=text)
+    error = apt.failure(result)
+    assert (error.code.id, error.retry) == (code, retry)
+
+
+def test_the_evidence_is_what_apt_calls_errors_and_warnings() -> None:
+    _, _, _, text = next(block for block in blocks() if block[2] == "signed by another key")
+    error = apt.failure(Result(100, text))
+    assert error.evidence.splitlines()[-1].startswith("E: The repository")
+    assert "Reading package lists" not in error.evidence
+    assert "NO_PUBKEY 7E184EC218310D4E" in error.message
+
+
+def test_a_failure_without_any_error_line_shows_the_end_of_what_was_said() -> None:
+    assert apt.failure(Result(1, "something\nelse\n")).evidence == "something\nelse"
+
+
+# -- what is installed
+
+
+def dpkg(node: Node, *rows: str) -> None:
+    node.answers["dpkg-query"] = Result(1, "".join(f"{row}\n" for row in rows), "no packages found")
+
+
+@pytest.mark.parametrize(
+    "status",
+    ["not-installed", "config-files", "half-installed", "unpacked", "half-configured",
+     "triggers-awaited", "triggers-pending"],
+)  # fmt: skip
+def test_only_a_configured_package_is_installed(node: Node, status: str) -> None:
+    dpkg(node, "dkms\tinstalled\t3.0.10-8", f"nvidia-kernel-dkms\t{status}\t535.309.01-0")
+    assert apt.installed(node.host, ["dkms", "nvidia-kernel-dkms"]) == {"dkms": "3.0.10-8"}
+
+
+def test_a_package_that_dpkg_knows_only_by_name_is_not_installed(node: Node) -> None:
+    dpkg(node, "nvidia-smi\tnot-installed\t")
+    assert apt.installed(node.host, ["nvidia-smi", "libcuda1"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("audit", "updates", "cut"),
+    [
+        ("", [], False),
+        ("The following packages are only half configured:\n nvidia-kernel-dkms\n", [], True),
+        ("", ["0001"], True),
+        ("", ["tmp.i"], False),
+    ],
+)
+def test_a_cut_off_dpkg_is_noticed(
+    node: Node, audit: str, updates: list[str], *, cut: bool
+) -> None:
+    node.answers["dpkg --audit"] = audit
+    for name in updates:
+        node.put(f"/var/lib/dpkg/updates/{name}")
+    assert apt.interrupted(node.host) is cut
+
+
+# -- what could be installed
+
+# apt-cache policy of apt 2.6.1 on Debian 12; a package that apt does not know has no block.
+POLICY = """\
+base-files:
+  Installed: 12.4+deb12u11
+  Candidate: 12.4+deb12u15
+  Version table:
+     12.4+deb12u15 500
+        500 http://deb/debian bookworm/main amd64 Packages
+ *** 12.4+deb12u11 100
+        100 /var/lib/dpkg/status
+nvidia-smi:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+libnvidia-container1:
+  Installed: (none)
+  Candidate: 1.20.0-1
+  Version table:
+     1.20.0-1 500
+        500 http://mirror/toolkit  Packages
+libc6:i386:
+  Installed: (none)
+  Candidate: 2.36-9+deb12u10
+  Version table:
+     2.36-9+deb12u10 500
+"""
+
+
+def test_candidates_are_those_that_apt_would_install(node: Node) -> None:
+    node.answers["apt-cache policy"] = POLICY
+    assert apt.candidates(node.host, ["base-files", "unheard-of"]) == {
+        "base-files": "12.4+deb12u15",
+        "libnvidia-container1": "1.20.0-1",
+        "libc6:i386": "2.36-9+deb12u10",
+    }
+
+
+def test_where_apt_knows_none_there_are_no_candidates(node: Node) -> None:
+    node.answers["apt-cache policy"] = ""
+    assert apt.candidates(node.host, ["unheard-of"]) == {}
+
+
+def test_held_packages_are_a_set(node: Node) -> None:
+    node.answers["apt-mark showhold"] = "libcuda1\nnvidia-smi\n"
+    assert apt.held(node.host) == {"libcuda1", "nvidia-smi"}
+
+
+# -- how apt is called
+
+
+def test_apt_asks_nothing_restarts_nothing_and_is_never_stopped_by_us(node: Node) -> None:
+    calls: list[Command] = []
+
+    def call(command: Command) -> Result:
+        calls.append(command)
+        return Result(0)
+
+    node.answers |= {"apt-get": call, "dpkg --configure": call}
+    proxy = {"http_proxy": "http://p"}
+    apt.update(node.host, proxy)
+    apt.install(node.host, ["dkms", "nvidia-smi=1"], proxy)
+    apt.repair(node.host, proxy)
+    assert len(calls) == 4
+    for command in calls:
+        assert command.patient
+        assert command.env == {
+            "DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", **proxy,
+        }  # fmt: skip
+    assert all("--yes" in command.argv for command in calls if command.argv[0] == "apt-get")
+    assert calls[1].argv[-2:] == ("dkms", "nvidia-smi=1")
+
+
+def test_a_failed_update_is_raised_with_its_meaning(node: Node) -> None:
+    node.answers["apt-get"] = Result(100, err="E: Failed to fetch http://x  Could not resolve 'x'")
+    with pytest.raises(GpubootError) as caught:
+        apt.update(node.host, {})
+    assert caught.value.code is apt.SOURCE_FAILED

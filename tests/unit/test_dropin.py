@@ -1,0 +1,205 @@
+"""RKE2's files as RKE2 merges them (facts/rke2.md §1), and the one that is ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from gpuboot import dropin
+from gpuboot.dropin import FILE, FOLDER, MAIN, Rke2Config
+from gpuboot.errors import GpubootError
+from gpuboot.secret import Secret
+from gpuboot.step import Ok, Pending
+from tests.unit.node import Node, reason, settled
+
+LABEL, TAINT = "nvidia.com/gpu=present", "nvidia.com/gpu=present:NoSchedule"
+BOTH = {"node-label+": [LABEL], "node-taint+": [TAINT]}
+
+
+def step(**settings: object) -> Rke2Config:
+    return Rke2Config(settings, (LABEL,), (TAINT,))
+
+
+def content(node: Node, wanted: Rke2Config | None = None) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads((wanted or step()).text(node.host))
+    return found
+
+
+def refused(node: Node) -> GpubootError:
+    with pytest.raises(GpubootError) as caught:
+        step().text(node.host)
+    assert caught.value.code.id == "GB510"
+    assert not caught.value.retry
+    return caught.value
+
+
+# -- what RKE2 makes of its files
+
+MERGES = [
+    ({MAIN: "node-label: [a=1]"}, {"node-label": ["a=1"]}),
+    ({MAIN: "node-label: a=1"}, {"node-label": ["a=1"]}),
+    ({MAIN: "node-label: [a=1]", "10.yaml": "node-label: [b=1]"}, {"node-label": ["b=1"]}),
+    ({MAIN: "node-label: [a=1]", "10.yaml": "node-label+: [b=1]"}, {"node-label": ["a=1", "b=1"]}),
+    ({"10.yaml": "node-label+: [b=1]"}, {"node-label": ["b=1"]}),
+    ({"10.yaml": "node-label+: [b=1]", "20.yml": "node-label: []"}, {"node-label": []}),
+    ({MAIN: "debug: true", "10.yaml": "debug: false"}, {"debug": ["false"]}),
+    ({MAIN: "data-dir: /a", "10.yaml": "data-dir+: /b"}, {"data-dir": ["/a", "/b"]}),
+    ({"20.yaml": "x: 2", "10.yaml": "x: 1"}, {"x": ["2"]}),
+    ({".10.yaml": "x: 1", "A.YAML": "x: 2", "a.YmL": "x: 3"}, {"x": ["3"]}),
+    ({"10.yaml.tmp": "x: 1", "10.json": "x: 1", "yaml": "x: 1"}, {}),
+    ({"Z.yaml": "x: 1", "a.yaml": "x: 2", "é.yaml": "x: 3"}, {"x": ["3"]}),
+    ({MAIN: "", "10.yaml": "# nothing\n", "20.yaml": '{"lb-server-port": 7000}'},
+     {"lb-server-port": ["7000"]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "values"), MERGES, ids=str)
+def test_files_are_merged_as_rke2_merges_them(
+    node: Node, files: Mapping[str, str], values: Mapping[str, list[str]]
+) -> None:
+    for name, text in files.items():
+        node.put(name if name == MAIN else f"{FOLDER}/{name}", text)
+    host = node.host
+    found = dropin.merged(host, [*dropin.earlier_files(host), *dropin.later_files(host)])
+    assert found.values == values
+
+
+def test_ours_is_neither_among_the_earlier_nor_the_later_files(node: Node) -> None:
+    for name in ("50-rancher.yaml", "60-gpuboot.yaml", "60-h.yaml", ".70.yaml", "99.yml"):
+        node.put(f"{FOLDER}/{name}")
+    assert dropin.earlier_files(node.host) == [f"{FOLDER}/.70.yaml", f"{FOLDER}/50-rancher.yaml"]
+    assert dropin.later_files(node.host) == [f"{FOLDER}/60-h.yaml", f"{FOLDER}/99.yml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a: [1", 1), ("a: 1\nb: c: d\n", 2), ("- a\n", 1), ("just words", 1)]
+)
+def test_a_file_that_ends_rke2_is_told_with_its_line(node: Node, text: str, line: int) -> None:
+    node.put(f"{FOLDER}/50-x.yaml", text)
+    assert refused(node).message.startswith(f"{FOLDER}/50-x.yaml:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("files", "folder"),
+    [
+        ({}, "/var/lib/rancher/rke2"),
+        ({MAIN: "data-dir: /a"}, "/a"),
+        ({MAIN: "data-dir: /a", f"{FOLDER}/90.yaml": "data-dir: /b"}, "/b"),
+        ({MAIN: "data-dir:\n"}, "/var/lib/rancher/rke2"),
+    ],
+)  # fmt: skip
+def test_the_data_folder_is_where_rke2_will_have_it(
+    node: Node, files: Mapping[str, str], folder: str
+) -> None:
+    for name, text in files.items():
+        node.put(name, text)
+    assert dropin.data_dir(node.host) == folder
+
+
+# -- ours
+
+
+def test_it_adds_labels_and_taints_beside_the_settings(node: Node) -> None:
+    found = settled(node, step(server="https://s:9345", token=Secret("horse"), debug=True))
+    assert reason(found, Ok)
+    assert json.loads(node.text(FILE) or "") == {
+        "server": "https://s:9345", "token": "horse", "debug": True, **BOTH,
+    }  # fmt: skip
+    assert node.host.mode(FILE) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "added"),
+    [
+        (MAIN, f"node-label: [{LABEL}]", {"node-taint+": [TAINT]}),
+        (MAIN, f"node-label: {LABEL}\nnode-taint: ['{TAINT}']", {}),
+        ("50-rancher.yaml", f'{{"node-taint": ["a=b:NoSchedule", "{TAINT}"]}}',
+         {"node-label+": [LABEL]}),
+        (".hidden.yaml", f"node-taint+: ['{TAINT}']", {"node-label+": [LABEL]}),
+        ("50-x.yaml", "node-taint: ['nvidia.com/gpu=present:NoExecute']", BOTH),
+        ("50-x.yaml", "node-label: [nvidia.com/gpu.present=true]", BOTH),
+        ("90-later.yaml", "node-label+: [a=b]\nserver: x", BOTH),
+    ],
+)  # fmt: skip
+def test_it_adds_only_what_the_files_before_it_lack(
+    node: Node, name: str, text: str, added: Mapping[str, object]
+) -> None:
+    node.put(name if name == MAIN else f"{FOLDER}/{name}", text)
+    assert content(node) == added
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs"),
+    [
+        ("node-label: [nvidia.com/gpu=absent]", "node-label nvidia.com/gpu=absent contradicts"),
+        ("node-taint: ['nvidia.com/gpu=x:NoSchedule']", "node-taint nvidia.com/gpu=x:NoSchedule"),
+        ("node-taint: ['nvidia.com/gpu:NoSchedule']", "node-taint nvidia.com/gpu:NoSchedule"),
+    ],
+)
+def test_another_value_of_ours_is_an_error_that_names_both_files(
+    node: Node, text: str, theirs: str
+) -> None:
+    node.put(MAIN, text)
+    message = refused(node).message
+    assert message.startswith(f"{MAIN}: {theirs}")
+    assert message.endswith("in /etc/gpuboot/config.yaml")
+
+
+def test_a_taint_that_rke2_cannot_read_is_told(node: Node) -> None:
+    node.put(MAIN, "node-taint: [broken]")
+    assert "which ends rke2-agent" in refused(node).message
+
+
+@pytest.mark.parametrize("key", ["node-label", "node-taint"])
+def test_a_later_file_that_replaces_ours_is_an_error(node: Node, key: str) -> None:
+    node.put(f"{FOLDER}/90-x.yaml", f"{key}: []")
+    error = refused(node)
+    assert error.message == f"{FOLDER}/90-x.yaml: {key} without '+' replaces what {FILE} adds"
+    assert f"{key}+" in error.hint
+
+
+@pytest.mark.parametrize("taint", [TAINT, "nvidia.com/gpu=other:NoSchedule"])
+def test_a_taint_that_a_later_file_adds_is_not_given_twice(node: Node, taint: str) -> None:
+    node.put(f"{FOLDER}/90-x.yaml", f"node-taint+: ['{taint}']")
+    try:
+        added = content(node).get("node-taint+", [])
+    except GpubootError:
+        return  # told, which is as good
+    assert TAINT not in added
+
+
+# -- whether it holds
+
+
+def test_a_missing_a_changed_and_an_open_file_are_put_right(node: Node) -> None:
+    assert reason(step().check(node.host), Pending) == f"{FILE} is not written"
+    settled(node, step())
+    node.host.path(FILE).chmod(0o644)
+    assert reason(step().check(node.host), Pending) == f"{FILE} can be read by others"
+    assert reason(settled(node, step()), Ok)
+    node.put(FILE, "{}", mode=0o600)
+    assert reason(step().check(node.host), Pending) == f"{FILE} differs"
+    assert reason(settled(node, step()), Ok)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"), [(None, Pending), ("/var/lib/rancher/rke2", Ok), ("/elsewhere", Pending)]
+)
+def test_without_its_taints_it_holds_only_once_the_node_was_registered(
+    node: Node, folder: str | None, kind: type[Ok | Pending]
+) -> None:
+    node.put(FILE, step().text(node.host, without_taints=True), mode=0o600)
+    assert "node-taint+" not in (node.text(FILE) or "")
+    if folder:
+        node.put(f"{folder}/agent/client-kubelet.crt")
+    assert reason(step().check(node.host), kind)
+
+
+def test_a_configured_data_folder_is_where_registration_is_looked_for(node: Node) -> None:
+    wanted = Rke2Config({"data-dir": "/data"}, (LABEL,), (TAINT,))
+    node.put("/data/agent/client-kubelet.crt")
+    node.put(FILE, wanted.text(node.host, without_taints=True), mode=0o600)
+    assert reason(wanted.check(node.host), Ok)

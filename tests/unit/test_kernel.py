@@ -1,0 +1,112 @@
+"""Kernels, and the modules that are really theirs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gpuboot import kernel
+from gpuboot.host import Command, Result
+from gpuboot.kernel import Module
+from tests.unit.node import KERNEL, Node
+
+
+@pytest.mark.parametrize(
+    "releases",
+    [
+        ["6.1.0-9-amd64", "6.1.0-50-amd64", "6.1.0-56-amd64", "6.12.107+deb13-amd64"],
+        ["6.12.107+deb13-amd64", "6.12.117+deb13-amd64", "7.0.0-1-amd64"],
+        ["5.15.0-9-generic", "5.15.0-101-generic", "6.8.0-1-generic"],
+        ["6.1.0-50-amd64", "6.1.0-50-cloud-amd64"],
+        ["6.1.0-rc7-amd64", "6.1.0-1-amd64"],
+    ],
+)
+def test_releases_sort_by_their_numbers(releases: list[str]) -> None:
+    mixed = random.Random(1).sample(releases, len(releases))  # noqa: S311 - an order, no secret
+    assert sorted(mixed, key=kernel.version_key) == releases
+
+
+@pytest.mark.parametrize(
+    ("boot", "release"),
+    [
+        ([], KERNEL),
+        (["vmlinuz-6.1.0-50-amd64"], "6.1.0-50-amd64"),
+        (["vmlinuz-6.1.0-50-amd64", "vmlinuz-6.1.0-9-amd64"], "6.1.0-50-amd64"),
+        (["vmlinuz-6.1.0-50-amd64", "vmlinuz-6.1.0-56-amd64.old"], "6.1.0-50-amd64"),
+        (["config-6.1.0-56-amd64", "initrd.img-6.1.0-56-amd64"], KERNEL),
+    ],
+)
+def test_the_newest_kernel_in_boot_comes_next(node: Node, boot: list[str], release: str) -> None:
+    node.put("/proc/sys/kernel/osrelease", KERNEL + "\n")
+    for name in boot:
+        node.put(f"/boot/{name}")
+    assert kernel.next_boot(node.host) == release
+
+
+def modinfo(node: Node, magic: str, version: str = "535.309.01") -> None:
+    """What modinfo says of every module."""
+    answers = {"vermagic": f"{magic} SMP preempt mod_unload modversions \n", "version": version}
+
+    def answer(command: Command) -> Result:
+        return Result(0, f"{answers[command.argv[2]]}\n")
+
+    node.answers["modinfo"] = answer
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["updates/dkms/nvidia-current.ko", "updates/dkms/nvidia.ko.xz", "updates/nvidia.ko.zst",
+     "extra/nvidia.ko.gz", "kernel/drivers/video/nvidia.ko"],
+)  # fmt: skip
+def test_a_module_built_for_the_kernel_is_found(node: Node, place: str) -> None:
+    node.put(f"/lib/modules/{KERNEL}/{place}")
+    modinfo(node, KERNEL)
+    assert kernel.nvidia_module(node.host, KERNEL) == Module(
+        f"/lib/modules/{KERNEL}/{place}", "535.309.01"
+    )
+
+
+@pytest.mark.parametrize("magic", ["6.1.0-49-amd64", "6.1.0-50-amd64-more", ""])
+def test_a_module_built_for_another_kernel_does_not_count(node: Node, magic: str) -> None:
+    node.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko")
+    modinfo(node, magic)
+    assert kernel.nvidia_module(node.host, KERNEL) is None
+
+
+def test_a_torn_module_does_not_count(node: Node) -> None:
+    node.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko")
+    node.answers["modinfo"] = Result(1, err="modinfo: ERROR: could not get modinfo: Invalid ELF")
+    assert kernel.nvidia_module(node.host, KERNEL) is None
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["updates/dkms/nvidia-uvm.ko", "updates/dkms/nvidia-current-drm.ko", "updates/dkms/nvidia.ko~",
+     "updates/dkms/.nvidia.ko.gpuboot-new", "kernel/drivers/gpu/drm/nouveau/nouveau.ko"],
+)  # fmt: skip
+def test_other_modules_are_not_the_driver(node: Node, place: str) -> None:
+    node.put(f"/lib/modules/{KERNEL}/{place}")
+    modinfo(node, KERNEL)
+    assert kernel.nvidia_module(node.host, KERNEL) is None
+
+
+def test_a_module_for_another_folder_is_found_behind_a_stale_one(node: Node) -> None:
+    node.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko")
+    node.put(f"/lib/modules/{KERNEL}/extra/nvidia.ko")
+
+    def answer(command: Command) -> Result:
+        return Result(0, f"{KERNEL if 'extra' in command.argv[-1] else 'old'} SMP\n")
+
+    node.answers["modinfo"] = answer
+    found = kernel.nvidia_module(node.host, KERNEL)
+    assert found
+    assert found.path.endswith("extra/nvidia.ko")
+
+
+def test_a_loaded_module_has_a_version(node: Node) -> None:
+    node.put("/sys/module/nvidia/version", "535.309.01\n")
+    assert kernel.loaded(node.host, "nvidia")
+    assert kernel.loaded_version(node.host, "nvidia") == "535.309.01"
+    assert not kernel.loaded(node.host, "nouveau")
+    assert kernel.loaded_version(node.host, "nouveau") is None

@@ -1,0 +1,302 @@
+"""Where the node stands: what the agent wrote, corrected by looking."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from gpuboot import checkpoint, kernel, progress, status
+from gpuboot.checkpoint import Checkpoint, Effort, Spent
+from gpuboot.config import Config, Rke2
+from gpuboot.engine import Outcome
+from gpuboot.host import Host, Result
+from gpuboot.progress import Progress
+from gpuboot.secret import Secret
+from gpuboot.step import Finding, Ok
+from tests.unit.node import KERNEL, Node
+
+GATE = "/run/gpuboot/ready"
+# `status --json` in DESIGN §4: keys are only ever added.
+KEYS = {
+    "schema", "state", "step", "reason", "code", "hint", "mode", "boot_id", "checked",
+    "next_attempt", "progress", "steps", "reboots", "boots", "gpus", "driver", "node", "started",
+    "ready_at", "seconds_to_ready", "gpuboot",
+}  # fmt: skip
+READY = Outcome("ready", None, "every step holds", shows={
+    "gpus": [{"pci": "0000:03:00.0"}], "driver": {"version": "535"}, "node": {"name": "gpu-1"},
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class First:
+    """A step by name."""
+
+    name: ClassVar[str] = "packages"
+    disruptive: ClassVar[bool] = False
+
+    def check(self, _: Host) -> Finding:
+        return Ok("")
+
+    def apply(self, _: Host) -> None: ...
+
+
+@dataclass(frozen=True)
+class Second(First):
+    """Another."""
+
+    name: ClassVar[str] = "cdi"
+
+
+def record(boot: str = "boot-1") -> Checkpoint:
+    return Checkpoint("m", "i", "u", boot_id=boot, boots=1, steps={"packages": Effort(2, 90.0)},
+                      reboots=[Spent("boot-0", "driver-loaded", "nouveau holds it")],
+                      started="2026-01-01T00:00:00Z")  # fmt: skip
+
+
+def walk(node: Node, boot: str = "boot-1", config: Config | None = None) -> Progress:
+    """A walk that has just begun."""
+    found = Progress(node.host, record(boot), config or Config(), (First(), Second()))
+    found.save()
+    return found
+
+
+@pytest.fixture
+def booted(node: Node) -> Node:
+    """A node in boot-1, enabled, on which everything a ready node has is there."""
+    node.put("/proc/sys/kernel/random/boot_id", "boot-1\n")
+    node.put("/proc/sys/kernel/osrelease", KERNEL)
+    node.put(status.ENABLED)
+    node.put(GATE)
+    node.put("/sys/module/nvidia/version", "535\n")
+    node.put(status.LOCK)
+    node.answers["systemctl is-active rke2-agent.service"] = "active\n"
+    return node
+
+
+@contextmanager
+def walking(node: Node) -> Iterator[None]:
+    """An agent that holds the lock."""
+    with node.host.path(status.LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def look(node: Node) -> dict[str, Any]:
+    return status.look(node.host)
+
+
+# -- what the agent writes
+
+
+def test_a_walk_under_way_is_shown_with_its_steps(booted: Node) -> None:
+    found = walk(booted)
+    found.watch(First(), "ok", "12 packages")
+    found.watch(Second(), "running", "containers cannot ask")
+    with walking(booted):
+        seen = look(booted)
+    assert (seen["state"], seen["step"], seen["reason"]) == (
+        "running", "cdi", "containers cannot ask",
+    )  # fmt: skip
+    assert seen["progress"] == {"done": 1, "total": 2, "eta_seconds": 1}
+    assert seen["steps"][0] == {
+        "name": "packages", "state": "ok", "reason": "12 packages", "attempts": 2, "seconds": 90.0,
+    }  # fmt: skip
+    assert seen["reboots"] == {"spent": 1, "budget": 3, "reasons": ["nouveau holds it"]}
+    assert seen["mode"] == "rancher"
+    assert status.exit_code(seen) == 3
+
+
+def test_what_the_agent_writes_holds_no_secret_and_is_for_everyone(booted: Node) -> None:
+    booted.host.mask.add(Secret("open-sesame"))
+    walk(booted).watch(First(), "waiting", "the server said open-sesame")
+    text = booted.text(progress.FILE) or ""
+    assert "open-sesame" not in text
+    assert "the server said <secret>" in text
+    assert booted.host.mode(progress.FILE) == 0o644
+
+
+def test_an_end_shows_code_hint_evidence_and_the_next_try(booted: Node) -> None:
+    walk(booted).end(
+        Outcome("waiting", "cdi", "r", "GB310", "do this", "seen", ("differs",)), "2026Z"
+    )
+    with walking(booted):
+        seen = look(booted)
+    assert (seen["state"], seen["code"], seen["hint"], seen["next_attempt"]) == (
+        "waiting", "GB310", "do this", "2026Z",
+    )  # fmt: skip
+    assert (seen["evidence"], seen["drift"]) == ("seen", ["differs"])
+    assert seen["progress"]["eta_seconds"] is None
+
+
+def test_the_driver_is_shown_with_the_next_boots_module(booted: Node) -> None:
+    walk(booted).end(READY, None)
+    assert look(booted)["driver"] == {"version": "535", "next_boot_kernel_has_module": False}
+    booted.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia.ko")
+    booted.answers["modinfo"] = f"{KERNEL} SMP\n"
+    assert kernel.nvidia_module(booted.host, KERNEL)
+    walk(booted).end(READY, None)
+    assert look(booted)["driver"]["next_boot_kernel_has_module"] is True
+
+
+# -- corrected by looking
+
+
+def test_a_ready_node_is_ready(booted: Node) -> None:
+    walk(booted).end(READY, None)
+    seen = look(booted)
+    assert (seen["state"], status.exit_code(seen)) == ("ready", 0)
+    assert (seen["gpus"], seen["node"]) == ([{"pci": "0000:03:00.0"}], {"name": "gpu-1"})
+
+
+@pytest.mark.parametrize("state", ["running", "waiting"])
+def test_a_walk_that_nobody_walks_was_interrupted(booted: Node, state: str) -> None:
+    walk(booted).watch(First(), "running", "x")
+    if state == "waiting":
+        walk(booted).end(Outcome("waiting", "packages", "x", "GB201"), None)
+    seen = look(booted)
+    assert (seen["state"], seen["hint"]) == ("idle", "gpuboot run")
+    assert seen["reason"] == "the walk was interrupted in packages"
+    assert status.exit_code(seen) == 3
+
+
+def test_a_walk_that_was_cut_off_at_its_very_beginning_says_so(booted: Node) -> None:
+    walk(booted)
+    assert look(booted)["reason"] == "the walk was interrupted in its beginning"
+
+
+def gone(node: Node, what: str) -> None:
+    if what == "module":
+        (node.root / "sys/module/nvidia/version").unlink()
+        (node.root / "sys/module/nvidia").rmdir()
+    elif what == "gate":
+        node.host.remove(GATE)
+    else:
+        node.answers["systemctl is-active rke2-agent.service"] = Result(3, f"{what}\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("module", "the nvidia module is not loaded any more"),
+        ("gate", "/run/gpuboot/ready is gone: rke2-agent would not start again"),
+        ("failed", "rke2-agent is failed"),
+        ("inactive", "rke2-agent is inactive"),
+        ("activating", "rke2-agent is activating"),
+        ("", "rke2-agent is not there"),
+    ],
+)
+def test_a_ready_node_that_lost_something_is_degraded(booted: Node, what: str, why: str) -> None:
+    walk(booted).end(READY, None)
+    gone(booted, what)
+    seen = look(booted)
+    assert (seen["state"], seen["reason"], seen["hint"]) == ("degraded", why, "gpuboot run")
+    assert status.exit_code(seen) == 4
+
+
+def test_a_node_that_joins_nothing_needs_no_agent(booted: Node) -> None:
+    walk(booted, config=Config(rke2=Rke2(join="none"))).end(READY, None)
+    gone(booted, "gate")
+    assert look(booted)["state"] == "ready"
+
+
+def test_while_a_walk_is_over_a_ready_node_it_is_not_judged(booted: Node) -> None:
+    walk(booted).end(READY, None)
+    gone(booted, "gate")
+    with walking(booted):
+        assert look(booted)["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code"),
+    [
+        (Outcome("failed", "packages", "x", "GB204"), 1),
+        (Outcome("rebooting", "driver-loaded", "nouveau holds it"), 3),
+        (Outcome("degraded", None, "taint missing", drift=("taint missing",)), 4),
+    ],
+)
+def test_an_end_stays_what_it_was(booted: Node, outcome: Outcome, exit_code: int) -> None:
+    walk(booted).end(outcome, None)
+    seen = look(booted)
+    assert (seen["state"], status.exit_code(seen)) == (outcome.state, exit_code)
+
+
+# -- nothing written in this boot
+
+
+def test_a_machine_that_was_never_enabled_says_so(node: Node) -> None:
+    seen = look(node)
+    assert (seen["state"], seen["enabled"], status.exit_code(seen)) == ("idle", False, 5)
+    assert (seen["reason"], seen["hint"]) == ("gpuboot.service is not enabled", "gpuboot run")
+    assert node.ran == []
+
+
+def test_another_boots_walk_is_not_this_ones(booted: Node) -> None:
+    walk(booted, "boot-0").end(READY, None)
+    arrived = record("boot-0")
+    arrived.ready_at = "2026-01-01T00:01:00Z"
+    arrived.save(booted.host)
+    seen = look(booted)
+    assert (seen["state"], seen["boot_id"], status.exit_code(seen)) == ("idle", "boot-1", 3)
+    assert seen["reason"] == (
+        "no walk has begun in this boot; the node was ready at 2026-01-01T00:01:00Z"
+    )
+    assert (seen["gpus"], seen["boots"]) == ([], 1)
+    assert seen["reboots"]["reasons"] == ["nouveau holds it"]
+    assert seen["steps"][0]["seconds"] == 90.0
+
+
+def test_a_walk_that_has_written_nothing_yet_has_begun(booted: Node) -> None:
+    with walking(booted):
+        seen = look(booted)
+    assert (seen["state"], seen["reason"]) == ("running", "the walk begins")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2, "boot_id": "boot-1"}', "\0"])
+@pytest.mark.parametrize("name", [status.PROGRESS, status.CHECKPOINT])
+def test_a_file_that_cannot_be_read_is_no_file(booted: Node, name: str, text: str) -> None:
+    booted.put(name, text)
+    assert look(booted)["state"] == "idle"
+
+
+# -- the document
+
+
+def test_the_names_repeated_in_status_are_the_real_ones() -> None:
+    from gpuboot import agent, rke2
+
+    assert (status.PROGRESS, status.CHECKPOINT) == (progress.FILE, checkpoint.FILE)
+    assert (status.LOCK, status.GATE, status.ENABLED) == (agent.LOCK, rke2.GATE, rke2.ENABLED)
+
+
+@pytest.mark.parametrize("state", ["never", "idle", "running", "ready"])
+def test_the_document_always_has_all_its_keys(booted: Node, state: str) -> None:
+    if state == "never":
+        booted.host.remove(status.ENABLED)
+    if state == "running":
+        walk(booted)
+    if state == "ready":
+        walk(booted).end(READY, None)
+    seen = look(booted)
+    assert set(seen) >= KEYS
+    assert seen["schema"] == 1
+    assert json.loads(json.dumps(seen)) == seen
+
+
+def test_an_idle_document_has_the_same_inner_keys(booted: Node) -> None:
+    record("boot-0").save(booted.host)
+    seen = look(booted)
+    assert set(seen["reboots"]) == {"spent", "budget", "reasons"}
+    assert set(seen["steps"][0]) == {"name", "state", "reason", "attempts", "seconds"}
+
+
+def test_an_idle_document_counts_lost_reboots_too(booted: Node) -> None:
+    lost = record("boot-0")
+    lost.surcharge = 2
+    lost.save(booted.host)
+    assert look(booted)["reboots"]["spent"] == lost.spent
