@@ -78,10 +78,10 @@ def _build_dependencies() -> set[str]:
     else:
         text = control.read_text(encoding="utf-8")
         field = re.search(r"^Build-Depends:((?:.*\n)(?:[ \t].*\n)*)", text, re.M)
-        terms = field[1].replace(",", " ") if field else ""
-    names = set(re.sub(r"\([^)]*\)", " ", terms).split())
+        terms = "build-essential " + (field[1].replace(",", " ") if field else "")
+    names = set(re.sub(r"\([^)]*\)|:native", " ", terms).split())
     # debhelper is itself in the list of tools; the compatibility level is no package.
-    return names - {"debhelper-compat", "build-essential:native"}
+    return names - {"debhelper-compat"}
 
 
 def _can_make_venv() -> bool:
