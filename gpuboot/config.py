@@ -29,6 +29,7 @@ from gpuboot.kinds import (
     TEXT,
     TOKEN,
     VERSION,
+    WEB,
     choice,
     number,
     optional,
@@ -239,7 +240,7 @@ class Rke2Source:
 
     url: str = key(SOURCE, "https://github.com/rancher/rke2/releases/download", "A mirror.")
     channels: str = key(
-        SOURCE, "https://update.rke2.io/v1-release/channels", "Where a channel is looked up."
+        WEB, "https://update.rke2.io/v1-release/channels", "Where a channel is looked up."
     )
 
 

@@ -37,10 +37,10 @@ FOREIGN_CONFIG = Code(
 
 @dataclass(frozen=True)
 class Merged:
-    """What RKE2 makes of some of its files: the values of each key and the last file with it."""
+    """What RKE2 makes of some of its files: the values of each key, and where each came from."""
 
     values: dict[str, list[str]] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[tuple[str, str], str] = field(default_factory=dict)  # by key and value
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,14 @@ def registered(host: Host, data: str) -> bool:
 
 
 def data_dir(host: Host) -> str:
-    """RKE2's data folder, as its files say. Raises GB510."""
-    everything = merged(host, [*earlier_files(host), *later_files(host)])
-    return (everything.values.get("data-dir") or [DATA])[-1]
+    """RKE2's data folder, as the files beside ours say. Raises GB510."""
+    return setting(host, "data-dir") or DATA
+
+
+def setting(host: Host, key: str) -> str | None:
+    """What the files beside ours say of a key that has one value. Raises GB510."""
+    found = merged(host, [*earlier_files(host), *later_files(host)]).values.get(key)
+    return found[-1] if found else None
 
 
 def _drop_ins(host: Host) -> list[str]:
@@ -131,7 +136,7 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
             items = [_scalar(item) for item in listed if item is not None]
             before = result.values.get(plain, []) if key.endswith("+") else []
             result.values[plain] = before + items
-            result.files[plain] = name
+            result.files.update({(plain, item): name for item in items})
     return result
 
 
@@ -162,36 +167,35 @@ def _missing_labels(wanted: Sequence[str], others: Merged) -> list[str]:
         if label.key not in there:
             missing.append(text)
         elif there[label.key] != label.value:
-            raise _contradiction(
-                others, "node-label", f"{label.key}={there[label.key]}", str(label)
-            )
+            theirs = f"{label.key}={there[label.key]}"
+            raise _contradiction(others.files["node-label", theirs], "node-label", theirs, text)
     return missing
 
 
 def _missing_taints(wanted: Sequence[str], others: Merged) -> list[str]:
-    there: dict[tuple[str, str], Taint] = {}
+    there: dict[tuple[str, str], tuple[Taint, str]] = {}
     for text in others.values.get("node-taint", []):
+        file = others.files["node-taint", text]
         try:
             taint = labels.taint(text)
         except ValueError as error:
-            file = others.files["node-taint"]
             raise GpubootError(FOREIGN_CONFIG, f"{file}: {error}, which ends rke2-agent") from None
-        there[taint.key, taint.effect] = taint
+        there[taint.key, taint.effect] = taint, file
     missing = []
     for text in wanted:
         taint = labels.taint(text)
-        other = there.get((taint.key, taint.effect))
+        other, file = there.get((taint.key, taint.effect), (None, ""))
         if other is None:
             missing.append(text)
         elif other != taint:
-            raise _contradiction(others, "node-taint", str(other), str(taint))
+            raise _contradiction(file, "node-taint", str(other), text)
     return missing
 
 
-def _contradiction(others: Merged, key: str, theirs: str, ours: str) -> GpubootError:
+def _contradiction(file: str, key: str, theirs: str, ours: str) -> GpubootError:
     return GpubootError(
         FOREIGN_CONFIG,
-        f"{others.files[key]}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
+        f"{file}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
         hint="make both say the same, then: gpuboot run",
     )
 

@@ -145,8 +145,10 @@ class NodeJoined:
 
     def _node(self, host: Host) -> Node | str:
         """The own Node, or why it cannot be read."""
-        name = own_name(host, self.node_name, with_id=self.with_node_id)
         try:
+            wanted = self.node_name or dropin.setting(host, "node-name")
+            with_id = self.with_node_id or dropin.setting(host, "with-node-id") == "true"
+            name = own_name(host, wanted, with_id=with_id)
             return read_node(host, name, self.config.data_dir(host))
         except GpubootError as error:
             return error.message

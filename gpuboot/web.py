@@ -152,12 +152,22 @@ class RequestsWeb:
 
     def pieces(self, url: str) -> Iterator[bytes]:
         with _faults_named(url), self._session(url) as session:
-            response = session.get(url, timeout=TIMEOUT, stream=True, verify=_system_bundle())
-            if response.status_code != 200:
-                raise GpubootError(
-                    BAD_ANSWER, f"{url} answered {response.status_code}, expected 200", retry=True
-                )
-            yield from response.iter_content(CHUNK)
+            verify = _system_bundle()
+            with session.get(url, timeout=TIMEOUT, stream=True, verify=verify) as response:
+                passed = [*response.history, response]
+                if url.startswith("https:") and any(
+                    not step.url.startswith("https:") for step in passed
+                ):
+                    raise GpubootError(
+                        BAD_ANSWER, f"{url} leads to an address without TLS: {passed[-1].url}"
+                    )
+                if response.status_code != 200:
+                    raise GpubootError(
+                        BAD_ANSWER,
+                        f"{url} answered {response.status_code}, expected 200",
+                        retry=True,
+                    )
+                yield from response.iter_content(CHUNK)
 
     def _session(self, url: str) -> requests.Session:
         import requests

@@ -148,6 +148,12 @@ def test_another_value_of_ours_is_an_error_that_names_both_files(
     assert message.endswith("in /etc/gpuboot/config.yaml")
 
 
+def test_the_file_that_holds_the_other_value_is_named_not_the_last_one(node: Node) -> None:
+    node.put(MAIN, "node-taint: ['nvidia.com/gpu=x:NoSchedule']")
+    node.put(f"{FOLDER}/50-rancher.yaml", "node-taint+: ['other:NoExecute']")
+    assert refused(node).message.startswith(f"{MAIN}: ")
+
+
 def test_a_taint_that_rke2_cannot_read_is_told(node: Node) -> None:
     node.put(MAIN, "node-taint: [broken]")
     assert "which ends rke2-agent" in refused(node).message
