@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .PHONY: help rehearsal shell rehearsal-all core deb deb-test lint unit test bench clean
 
 help: ## Say what can be made
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 rehearsal: ## Boot a throw-away node and watch it join [SCENARIO=name-or-/path/to/folder] [KEEP=1]
 	@$(READY) rehearsal

@@ -25,6 +25,7 @@ REHEARSAL = {
     "apt-ftparchive": "apt-utils",
     "gcc": "gcc",
     "gpg": "gpg",
+    "gpg-agent": "gpg-agent",
     "ip": "iproute2",
     "nsenter": "util-linux",
 }
