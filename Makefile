@@ -58,7 +58,7 @@ lint: ## Check style, types, spelling, shell scripts and units
 
 unit: ## Run the unit and model tests; needs no root
 	@$(READY) python
-	$(VENV)/python -m pytest -q -n 2 tests/unit tests/model
+	$(VENV)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/model
 
 deb-test: ## Build, check, install and remove the Debian package
 	@$(READY) test

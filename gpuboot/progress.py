@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import __version__, kernel
@@ -102,7 +101,8 @@ class Progress:
         }
 
     def _step(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {**item, **asdict(self._record.steps.get(item["name"], Effort()))}
+        effort = self._record.steps.get(item["name"], Effort())
+        return {**item, "attempts": effort.attempts, "seconds": effort.seconds}
 
     def _counted(self) -> dict[str, Any]:
         open_steps = [name for name, item in self._steps.items() if item["state"] != "ok"]

@@ -94,8 +94,7 @@ class Reader:
     def add(self, file: str, text: str) -> None:
         """Merge one more file: maps merge, everything else replaces."""
         try:
-            _no_aliases(text)
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = yaml.compose(text, Loader=_Loader)
         except AliasError as error:
             self.problems.append(
                 Problem(f"{file}:{error.line}", "", "aliases (*name) are not allowed", "the value")
@@ -215,11 +214,14 @@ class AliasError(Exception):
         self.line = line
 
 
-def _no_aliases(text: str) -> None:
-    """Refuse anchors and aliases: they hide what a file says, and can grow without bound."""
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise AliasError(event.start_mark.line + 1 if event.start_mark else 1)
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases: they hide what a file says, and can grow without bound."""
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call] # PyYAML has no types
+            raise AliasError(mark.line + 1 if mark else 1)
+        return super().compose_node(parent, index)
 
 
 # -- the same table, shown ----------------------------------------------------------------------

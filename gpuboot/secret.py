@@ -39,6 +39,7 @@ class Mask:
 
     def __init__(self) -> None:
         self._spellings: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
 
     def add(self, secret: Secret) -> None:
         """Mask this secret from now on, and the password in a token or an address by itself."""
@@ -46,14 +47,14 @@ class Mask:
         for part in {text, _password(text)}:
             if len(part) >= SHORTEST:
                 self._spellings.update(_spellings(part))
+        # The longest first, so that a token is masked whole before its password part is.
+        ordered = sorted(self._spellings, key=len, reverse=True)
+        if ordered:
+            self._pattern = re.compile("|".join(re.escape(spelling) for spelling in ordered))
 
     def __call__(self, text: str) -> str:
         """The text with every spelling of every secret replaced by `<secret>`."""
-        if not self._spellings:
-            return text
-        # The longest first, so that a token is masked whole before its password part is.
-        ordered = sorted(self._spellings, key=len, reverse=True)
-        return re.sub("|".join(re.escape(spelling) for spelling in ordered), MASK, text)
+        return self._pattern.sub(MASK, text) if self._pattern else text
 
 
 def _password(text: str) -> str:

@@ -78,12 +78,12 @@ class Cluster:
 
     def _local(self, url: str) -> Answer:
         assert self.clock
-        if self._started is None or self.clock.boottime() < self._started + 3:
+        if self._started is None or self.clock.boottime() < self._started + 1:
             raise GpubootError(UNREACHABLE, "127.0.0.1 cannot be reached", retry=True)
         if url == "http://127.0.0.1:10248/healthz":
             return Answer(200, b"ok")
         assert url == "https://127.0.0.1:6443/api/v1/nodes/gpu-1", url
-        ready = "True" if self.clock.boottime() > self._started + 8 else "False"
+        ready = "True" if self.clock.boottime() > self._started + 3 else "False"
         status = {"conditions": [{"type": "Ready", "status": ready, "reason": "KubeletNotReady"}]}
         return Answer(200, json.dumps({**(self.node or {}), "status": status}).encode())
 
