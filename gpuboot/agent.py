@@ -15,6 +15,7 @@ from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
 from gpuboot.engine import Outcome, Walk
 from gpuboot.errors import GpubootError, Stopped
+from gpuboot.nvidia import NO_GPU, OTHER_GPU, GpusAnswer
 from gpuboot.progress import Progress
 
 if TYPE_CHECKING:
@@ -85,18 +86,51 @@ def walk_once(host: Host) -> tuple[int, int]:
     road = plan.build(wanted, machine)
     progress = Progress(host, record, wanted, road.steps)
     progress.save()
-    outcome = _walk(host, record, road, progress)
+    outcome = _walk(host, record, wanted, road, progress)
     if outcome.state == "rebooting":
         outcome = _reboot(host, record, wanted, outcome, progress)
     return _conclude(host, record, outcome, progress)
 
 
-def _walk(host: Host, record: Checkpoint, road: Plan, progress: Progress) -> Outcome:
+def _walk(
+    host: Host, record: Checkpoint, wanted: Config, road: Plan, progress: Progress
+) -> Outcome:
     def watch(step: Step, state: str, reason: str) -> None:
         systemd.notify(f"STATUS={step.name}: {host.mask(reason)}"[:400])
         progress.watch(step, state, reason)
 
-    return Walk(host, record, lambda: rke2.live(host), watch).run(road.prepare, road.join)
+    walk = Walk(host, record, lambda: rke2.live(host), watch)
+    if wanted.on_gpu_failure == "hold":
+        return walk.run(road.prepare, road.join)
+    prepared = walk.run(road.prepare, ())
+    if GpusAnswer.name in walk.held and prepared.state in ("ready", "degraded"):
+        return walk.run((), road.join)
+    if not _given_up(host, record, wanted, prepared):
+        return prepared
+    log.warning("joining without the GPU: %s", prepared.reason)
+    joined = walk.run((), plan.bare(wanted))
+    if joined.state not in ("ready", "degraded"):
+        return joined
+    trouble = f"{prepared.step or 'GPU'}: {prepared.reason}"
+    return replace(
+        joined,
+        state="degraded",
+        reason=f"joined without its GPU: {prepared.reason}",
+        code=prepared.code,
+        hint=prepared.hint,
+        drift=tuple(dict.fromkeys((trouble, *joined.drift))),
+    )
+
+
+def _given_up(host: Host, record: Checkpoint, wanted: Config, prepared: Outcome) -> bool:
+    """Whether the GPU has had its time, so that the node may join without it."""
+    if prepared.state != "waiting":
+        return prepared.state != "rebooting"
+    missing = prepared.code in (NO_GPU.id, OTHER_GPU.id)
+    limit = wanted.gpu.wait if missing else wanted.deadline
+    # A node that was ready before has a new trouble, which began in this boot.
+    begun = host.clock.boottime() - record.since if record.ready_at else record.seconds(host)
+    return begun > limit
 
 
 def _reboot(
@@ -120,7 +154,8 @@ def _conclude(
 ) -> tuple[int, int]:
     """Record how the walk ended, and turn it into an exit status and a rung."""
     if outcome.state in ("ready", "degraded"):
-        record.arrive(host)
+        if outcome.code is None:  # a node that joined without its GPU is not what was wanted
+            record.arrive(host)
         log.info("%s: %s", outcome.state, outcome.reason)
         progress.end(outcome, None)
         return EXIT_OK, 0

@@ -55,6 +55,7 @@ class Walk:
     watch: Watch
     drift: list[str] = field(default_factory=list)
     shows: dict[str, Any] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)  # the names of the steps that hold
 
     def run(self, prepare: Sequence[Step], join: Sequence[Step]) -> Outcome:
         """Walk until every step holds, or one has to wait, reboot or fail. Raises Stopped.
@@ -82,6 +83,7 @@ class Walk:
         if isinstance(finding, Ok):
             self.drift += finding.drift
             self.shows.update(finding.shows)
+            self.held.add(step.name)
             return None
         if isinstance(finding, Pending):  # only on a live node, else it was applied
             self._differs(step, finding.reason)

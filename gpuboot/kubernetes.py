@@ -99,6 +99,7 @@ class NodeJoined:
     node_name: str | None
     with_node_id: bool
     admin_labels: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()  # keys of labels that the node must not have any more
     timeout: float = field(default=JOIN_TIMEOUT, compare=False)
 
     def check(self, host: Host) -> Finding:
@@ -113,6 +114,8 @@ class NodeJoined:
             return Pending(f"node {node.name} waits for the cloud provider to initialise it")
         if self._obsolete_taints(host, node):
             return Pending(f"the taints are on the Node and still in {dropin.FILE}")
+        if present := [key for key in self.unwanted if key in node.labels]:
+            return Pending(f"node {node.name} still has the label {', '.join(present)}")
         drift = self._drift(host, node)
         shown = node.shown((*drift, *self._unset(node)), stamp(host.clock.now()))
         return Ok(f"node {node.name} is Ready in the cluster", drift, {"node": shown})
@@ -124,6 +127,8 @@ class NodeJoined:
             node = self._node(host)
             if isinstance(node, Node) and self._obsolete_taints(host, node):
                 host.write(dropin.FILE, self.config.text(host, without_taints=True), mode=0o600)
+            if isinstance(node, Node) and node.ready:
+                self._take_labels(host, node)
             finding = self.check(host)
             if not isinstance(finding, Pending):
                 return
@@ -132,6 +137,15 @@ class NodeJoined:
                 evidence = systemd.journal(host, rke2.AGENT, lines=12)
                 raise GpubootError(NOT_JOINED, finding.reason, evidence=evidence, retry=True)
             host.sleep(POLL)
+
+    def _take_labels(self, host: Host, node: Node) -> None:
+        """Remove unwanted labels by the kubelet's credential: RKE2 itself never removes any."""
+        gone = {key: None for key in self.unwanted if key in node.labels}
+        if gone:
+            data = self.config.data_dir(host)
+            server, trust = credentials(host, *_kubeconfig(host, data))
+            body = json.dumps({"metadata": {"labels": gone}})
+            host.web.patch(f"{server}/api/v1/nodes/{node.name}", body, trust=trust)
 
     def _unhealthy(self, host: Host) -> str | None:
         unit = systemd.unit(host, rke2.AGENT)
@@ -198,11 +212,7 @@ def own_name(host: Host, wanted: str | None, *, with_id: bool) -> str:
 
 def read_node(host: Host, name: str, data: str) -> Node:
     """The Node as the kubelet may see it. Raises GB540 if it cannot be read."""
-    file = f"{data}/agent/kubelet.kubeconfig"
-    text = host.read(file)
-    if text is None:
-        raise GpubootError(NOT_JOINED, f"there is no {file} yet", retry=True)
-    server, trust = credentials(host, text, file)
+    server, trust = credentials(host, *_kubeconfig(host, data))
     answer = host.web.get(f"{server}/api/v1/nodes/{name}", trust=trust)
     if answer.status != 200:
         raise GpubootError(
@@ -214,6 +224,15 @@ def read_node(host: Host, name: str, data: str) -> Node:
         raise GpubootError(
             NOT_JOINED, f"the API server's answer for node {name} is no Node", retry=True
         ) from None
+
+
+def _kubeconfig(host: Host, data: str) -> tuple[str, str]:
+    """The kubelet's kubeconfig and its name. Raises GB540."""
+    file = f"{data}/agent/kubelet.kubeconfig"
+    text = host.read(file)
+    if text is None:
+        raise GpubootError(NOT_JOINED, f"there is no {file} yet", retry=True)
+    return text, file
 
 
 def credentials(host: Host, text: str, file: str) -> tuple[str, Trust]:

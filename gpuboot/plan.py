@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import config as configs
-from gpuboot import packages, sources, web
+from gpuboot import labels, packages, sources, web
 from gpuboot.dkms import DriverBuilt
 from gpuboot.dropin import Rke2Config
 from gpuboot.kubernetes import NodeJoined
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gpuboot.config import Config
     from gpuboot.facts import Facts
     from gpuboot.secret import Secret
+
+# What a label or taint of the GPU itself begins with; a pool's own labels are the node's.
+GPU_PREFIX = "nvidia.com/"
 
 # Debian 12's own driver: the smallest set for a container host (facts: nvidia 2.4).
 DEBIAN_DRIVER = (
@@ -74,11 +77,25 @@ def build(config: Config, facts: Facts) -> Plan:
     return Plan(prepare, _join(config))
 
 
-def _join(config: Config) -> tuple[Step, ...]:
+def bare(config: Config) -> tuple[Step, ...]:
+    """The way into the cluster without the GPU's labels and taints (on-gpu-failure: join)."""
+    agent = config.rke2.config
+    plain = replace(
+        agent,
+        node_label=tuple(text for text in agent.node_label if not text.startswith(GPU_PREFIX)),
+        node_taint=tuple(text for text in agent.node_taint if not text.startswith(GPU_PREFIX)),
+    )
+    unwanted = tuple(
+        labels.label(text).key for text in set(agent.node_label) - set(plain.node_label)
+    )
+    return _join(replace(config, rke2=replace(config.rke2, config=plain)), unwanted)
+
+
+def _join(config: Config, unwanted: tuple[str, ...] = ()) -> tuple[Step, ...]:
     agent = config.rke2.config
     drop_in = Rke2Config(_settings(config), agent.node_label, agent.node_taint)
     joined = NodeJoined(
-        drop_in, agent.node_name, bool(agent.with_node_id), config.rke2.admin_labels
+        drop_in, agent.node_name, bool(agent.with_node_id), config.rke2.admin_labels, unwanted
     )
     if config.mode == "rancher":
         return (RancherPlan(), drop_in, AgentStarted("rancher"), joined)

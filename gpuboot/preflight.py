@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 UNSUPPORTED = Code(
     "GB101",
     "this machine is not one that gpuboot can set up",
-    ("This version knows Debian 12 on amd64.",),
+    ("This version knows Debian 12 and 13 on amd64.",),
     ("gpuboot facts", "cat /etc/os-release"),
 )
 UNSUPPORTED_SETTING = Code(
@@ -39,7 +39,8 @@ SECURE_BOOT = Code(
 )
 
 MINIMUM_SPACE = 3 << 30  # bytes: measured on Debian 12, with a margin (facts: nvidia 2.4)
-SUPPORTED = {("debian", "12"): "amd64"}
+BRANCHES = {"12": "535", "13": "550"}  # of Debian's own driver
+SUPPORTED = {("debian", "12"): "amd64", ("debian", "13"): "amd64"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Preflight:
         facts = self.facts
         system = f"{facts.os_id or 'unknown system'} {facts.os_version} on {facts.architecture}"
         if SUPPORTED.get((facts.os_id, facts.os_version)) != facts.architecture:
-            raise GpubootError(UNSUPPORTED, f"{system} is not supported; Debian 12 on amd64 is")
+            raise GpubootError(
+                UNSUPPORTED, f"{system} is not supported; Debian 12 and 13 on amd64 are"
+            )
         if problem := unsupported(self.config):
             raise GpubootError(UNSUPPORTED_SETTING, problem)
         if facts.secure_boot and not host.exists("/sys/module/nvidia"):
@@ -87,12 +90,11 @@ def unsupported(config: Config) -> str | None:
         ),
         (
             config.driver.kernel_module_type == "open",
-            "driver.kernel-module-type is open: Debian 12's open module does not install",
+            "driver.kernel-module-type is open: Debian's open module does not build",
         ),
         (
-            config.driver.branch not in (None, "535"),
-            f"driver.branch is {config.driver.branch}: Debian 12 has 535",
+            config.driver.branch not in (None, *BRANCHES.values()),
+            f"driver.branch is {config.driver.branch}: Debian 12 has 535, Debian 13 has 550",
         ),
-        (config.on_gpu_failure == "join", "on-gpu-failure is join: set on-gpu-failure: hold"),
     )
     return next((text for wrong, text in rules if wrong), None)

@@ -115,6 +115,10 @@ class Web(Protocol):
         """One GET without following redirects. Raises GB401 or GB402."""
         ...
 
+    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
+        """Send a JSON merge patch (RFC 7386). Raises GB401 or GB402."""
+        ...
+
     def pieces(self, url: str) -> Iterator[bytes]:
         """A file's content, piece by piece. Raises GB401, GB402 or GB403."""
         ...
@@ -134,12 +138,30 @@ class RequestsWeb:
         auth: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
+        return self._ask("GET", url, trust=trust, auth=auth, headers=headers)
+
+    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
+        headers = {"Content-Type": "application/merge-patch+json"}
+        return self._ask("PATCH", url, trust=trust, headers=headers, body=body)
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        trust: Trust,
+        auth: tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+    ) -> Answer:
         with _faults_named(url), self._session(url) as session, warnings.catch_warnings():
             # urllib3 warns of each unverified request; the one we make is checked by hash.
             warnings.simplefilter("ignore")
             with _bundle(trust) as verify:
-                response = session.get(
+                response = session.request(
+                    method,
                     url,
+                    data=body,
                     auth=auth,
                     headers=headers,
                     timeout=TIMEOUT,

@@ -87,6 +87,13 @@ class Cluster:
         status = {"conditions": [{"type": "Ready", "status": ready, "reason": "KubeletNotReady"}]}
         return Answer(200, json.dumps({**(self.node or {}), "status": status}).encode())
 
+    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
+        assert self.node
+        for key, value in json.loads(body)["metadata"]["labels"].items():
+            assert value is None
+            self.node["metadata"]["labels"].pop(key, None)
+        return self._local(url)
+
     def pieces(self, url: str) -> Iterator[bytes]:
         assert url.startswith("https://releases/v1.35.7%2Brke2r1/"), url
         if url.endswith("sha256sum-amd64.txt"):

@@ -104,6 +104,7 @@ class Machine:
     root: Path
     cluster: Cluster
     nouveau: str = "absent"  # or idle, busy
+    gpu: bool = True
     boots: int = 0
     rebooting: bool = False
     commands: list[str] = field(default_factory=list)
@@ -219,6 +220,8 @@ class Machine:
         return result
 
     def _lspci(self, _: list[str]) -> Result:
+        if not self.gpu:
+            return Result(0)
         driver = ""
         if self.path("/sys/module/nvidia").exists() and not self._nouveau_holds():
             driver = "Driver:\tnvidia\n"
@@ -320,7 +323,7 @@ class Machine:
         return Result(0)
 
     def _probe(self, library: str) -> Result:
-        if not self.path("/dev/nvidia0").exists():
+        if not self.gpu or not self.path("/dev/nvidia0").exists():
             return Result(1, json.dumps({"error": "Driver Not Loaded", "value": 9}))
         if library == "cuda":
             return Result(0, json.dumps({"count": 1}))

@@ -56,6 +56,9 @@ class Pages:
             raise page
         return page if isinstance(page, Answer) else page(asked)
 
+    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
+        return self.get(url, trust=trust, headers={"PATCH": body})
+
     def pieces(self, url: str) -> Iterator[bytes]:
         if url not in self.files:
             raise unreachable(url)

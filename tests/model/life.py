@@ -1,0 +1,104 @@
+"""How a stand-in node's life begins, and what it is until the agent ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from gpuboot import agent, status
+from tests.model.cluster import TOKEN, Cluster
+from tests.model.machine import KERNEL, Machine, PowerCut, tarball
+
+CONFIG = f"""\
+driver: {{source: distribution}}
+rke2:
+  version: v1.35.7+rke2r1
+  config: {{server: "https://supervisor:9345", token: "{TOKEN}"}}
+sources:
+  apt: {{url: http://archive/debian, key: /keys/archive.gpg}}
+  toolkit: {{url: http://archive/toolkit, key: /keys/archive.gpg}}
+  rke2: {{url: https://releases}}
+"""
+MOST_BOOTS = 8
+RELEASE = tarball()
+
+
+def fresh(machine: Machine) -> None:
+    """Nothing of ours was done yet; no nouveau."""
+
+
+def busy(machine: Machine) -> None:
+    """nouveau holds the card and cannot be unloaded."""
+    machine.nouveau = "busy"
+
+
+def idle(machine: Machine) -> None:
+    """nouveau holds the card and lets go of it."""
+    machine.nouveau = "idle"
+
+
+def interrupted(machine: Machine) -> None:
+    """Somebody's dpkg was cut off, with the driver unpacked."""
+    machine.nouveau = "busy"
+    machine.save("packages", {**machine.packages, "nvidia-kernel-dkms": "unpacked"})
+
+
+def baked(machine: Machine) -> None:
+    """A template that has the driver's packages and module already."""
+    names = ("nvidia-kernel-dkms", "nvidia-smi", "libcuda1", "nvidia-modprobe")
+    machine.save("packages", {**machine.packages, **dict.fromkeys(names, "installed")})
+    machine.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko", "built")
+
+
+def cloned(machine: Machine) -> None:
+    """The checkpoint of another machine, which had spent all its reboots."""
+    machine.nouveau = "busy"
+    spent = [{"boot_id": "theirs", "step": "driver-loaded", "reason": f"{n}"} for n in range(3)]
+    content = {"schema": 1, "machine_id": "other", "instance_id": "", "product_uuid": ""}
+    record = {**content, "reboots": spent, "steps": {}}
+    machine.put("/var/lib/gpuboot/checkpoint.json", json.dumps(record))
+
+
+def corrupt(machine: Machine) -> None:
+    """A checkpoint that cannot be read; one reboot is left."""
+    machine.nouveau = "busy"
+    machine.put("/var/lib/gpuboot/checkpoint.json", '{"schema": 1, "rebo')
+
+
+def older_rke2(machine: Machine) -> None:
+    """Another release of RKE2 is installed."""
+    machine.put("/usr/local/bin/rke2", "v1.34.1+rke2r1\n")
+    machine.put("/usr/local/lib/systemd/system/rke2-agent.service", "[Service]\n")
+
+
+STARTS = [fresh, busy, idle, interrupted, baked, cloned, corrupt, older_rke2]
+
+
+def prepare(root: Path, start: Callable[[Machine], None]) -> Machine:
+    machine = Machine(root, Cluster(RELEASE))
+    machine.make()
+    machine.put("/etc/gpuboot/config.yaml", CONFIG)
+    machine.path("/etc/gpuboot/config.yaml").chmod(0o600)
+    start(machine)
+    return machine
+
+
+def live(machine: Machine, *, boots: int = MOST_BOOTS) -> int:
+    """Boot and walk until the agent ends without asking for a reboot; its exit status."""
+    for _ in range(boots):
+        machine.boot()
+        try:
+            result = agent.live_forever(machine.host())
+        except PowerCut:
+            continue
+        if not machine.rebooting:
+            return result
+    raise AssertionError(f"not converged after {boots} boots: {machine.commands[-20:]}")
+
+
+def uncut(root: Path, start: Callable[[Machine], None]) -> Machine:
+    machine = prepare(root, start)
+    assert live(machine) == 0
+    assert status.look(machine.host())["state"] == "ready"
+    return machine
