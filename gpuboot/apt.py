@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from gpuboot.errors import Code, GpubootError
 
@@ -63,6 +65,9 @@ DISK_FULL = Code(
 LOCK_WAIT = 600  # seconds; unattended-upgrades at first boot can take minutes
 # needrestart would restart services, rke2-agent among them, and asks questions.
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+INSTALL = (
+    "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades", "install",
+)  # fmt: skip
 OPTIONS = (
     "-q",
     "-o", f"DPkg::Lock::Timeout={LOCK_WAIT}",
@@ -109,14 +114,14 @@ def repair(host: Host, env: Mapping[str, str]) -> None:
     _apt(host, ["--fix-broken", "install"], env)
 
 
-def update(host: Host, env: Mapping[str, str]) -> None:
+def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
     """Read all package sources anew; any that fails is an error (GB201, GB202, GB203)."""
-    _apt(host, ["-o", "APT::Update::Error-Mode=any", "update"], env)
+    _apt(host, [*options, "-o", "APT::Update::Error-Mode=any", "update"], env)
 
 
-def candidates(host: Host, names: Sequence[str]) -> dict[str, str]:
+def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:
     """The version apt would install, for those of the packages that have one."""
-    text = host.must(["apt-cache", "policy", *names])
+    text = host.must(["apt-cache", *options, "policy", *names])
     found = {}
     for block in re.split(r"\n(?=\S)", text):
         name, _, rest = block.partition(":\n")
@@ -126,14 +131,31 @@ def candidates(host: Host, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Download:
+    """A package that apt would fetch: its size in bytes."""
+
+    name: str
+    version: str
+    size: int
+
+
+def downloads(
+    host: Host, packages: Sequence[str], options: Sequence[str], env: Mapping[str, str]
+) -> list[Download]:
+    """What installing the packages would fetch, their dependencies too. Raises GB20x."""
+    argv = ["apt-get", "--yes", *OPTIONS, *options, "--print-uris", *INSTALL, *packages]
+    result = host.run(argv, timeout=120, env={**QUIET, **env})
+    if result.code != 0:
+        raise failure(result)
+    # 'URI' name_version_architecture.deb size hash; the version's colon is written %3a.
+    found = re.findall(r"^'[^']*' ([^_\s]+)_([^_\s]+)_\S+\.deb (\d+) ", result.out, re.MULTILINE)
+    return [Download(name, unquote(version), int(size)) for name, version, size in found]
+
+
 def install(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
     """Install all of them in one transaction, `name` or `name=version`. Raises GB20x."""
-    argv = [
-        "-o", "Dpkg::Options::=--force-confold",
-        "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades",
-        "install", *packages,
-    ]  # fmt: skip
-    _apt(host, argv, env)
+    _apt(host, ["-o", "Dpkg::Options::=--force-confold", *INSTALL, *packages], env)
 
 
 def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ from gpuboot import status as looking
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
+    from gpuboot.facts import Facts
     from gpuboot.host import Host
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -269,23 +270,70 @@ def facts(*, as_json: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--offline", is_flag=True, help="Ask no archive: package names without versions.")
+@click.option(
+    "--facts", "recorded", type=click.File(encoding="utf-8"), metavar="FILE",
+    help="Plan for another machine, from what `gpuboot facts --json` said there.",
+)  # fmt: skip
 @_told
-def plan(*, as_json: bool) -> None:
-    """Show the ordered steps, and what each would find on this machine now.
+def plan(*, as_json: bool, offline: bool, recorded: TextIO | None) -> None:
+    """Show the ordered steps, what each would find now, and what a walk would do.
 
-    A preview: each step is looked at as things are now, so those after a pending one can only
-    tell what is missing yet.
+    Packages with versions and sizes are resolved in a private apt state; nothing on this
+    machine is changed. A preview: those steps after a pending one can only tell what is
+    missing yet.
     """
     from gpuboot import preview, show
 
-    found = preview.preview(_host())
+    host = _host()
+    if recorded:
+        found = preview.elsewhere(host, _recorded(recorded))
+    else:
+        found = preview.preview(host, offline=offline)
     if as_json:
         _json(found)
-        return
-    for step in found["steps"]:
-        mark, colour = show.MARKS.get(step["state"], ("?", "white"))
-        click.echo(f"  {click.style(mark, fg=colour)} {step['name']:<18}  {step['reason']}")
-    click.echo(f"reboot: {found['reboot']['answer']} ({found['reboot']['reason']})")
+    else:
+        click.echo(show.plan(found))
+
+
+def _recorded(file: TextIO) -> Facts:
+    from gpuboot import facts as machine
+
+    try:
+        return machine.parse(json.load(file))
+    except (ValueError, TypeError, KeyError) as error:
+        raise click.UsageError(
+            f"{file.name} does not hold what `gpuboot facts --json` prints: {error}"
+        ) from None
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--ignore", multiple=True, metavar="CODE", help="Do not fail for this code.")
+@_told
+def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
+    """Look for everything that would stop a walk, all at once, each with its remedy.
+
+    \b
+    Exit status: 0 nothing stands in the way, 1 something does, 2 usage, 78 configuration wrong.
+    """
+    from gpuboot import explain as explaining
+    from gpuboot import survey
+
+    if unknown := sorted({code.upper() for code in ignore} - set(explaining.codes())):
+        raise click.UsageError(f"unknown code {', '.join(unknown)}; all of them: gpuboot explain")
+    ignored = {code.upper() for code in ignore}
+    troubles = survey.survey(_host(), root=os.geteuid() == 0)
+    open_ones = [trouble for trouble in troubles if trouble.code not in ignored]
+    if as_json:
+        _json({"schema": 1, "ok": not open_ones, "troubles": [asdict(one) for one in troubles]})
+    else:
+        for trouble in troubles:
+            mark = "ignored " if trouble.code in ignored else ""
+            click.echo(f"{mark}{trouble.code}  {trouble.message}\n        next: {trouble.hint}")
+        if not open_ones:
+            click.echo("nothing stands in the way of a walk")
+    sys.exit(1 if open_ones else 0)
 
 
 @main.command()

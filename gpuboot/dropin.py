@@ -69,6 +69,9 @@ class Rke2Config:
     def apply(self, host: Host) -> None:
         host.write(FILE, self.text(host), mode=0o600)
 
+    def writes(self, host: Host) -> Mapping[str, str]:
+        return {FILE: self.text(host)}
+
     def data_dir(self, host: Host) -> str:
         return str(self.settings.get("data-dir") or data_dir(host))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuboot import cloudinit, kernel, pci
 
@@ -83,3 +83,9 @@ def _line(host: Host, name: str) -> str:
 def _secure_boot(host: Host) -> bool | None:
     text = host.read(EFI_VARIABLE)
     return text.endswith("\x01") if text else None
+
+
+def parse(content: dict[str, Any]) -> Facts:
+    """Facts as `gpuboot facts --json` printed them. Raises ValueError, TypeError or KeyError."""
+    gpus = tuple(pci.Gpu(**gpu) for gpu in content["gpus"])
+    return Facts(**{**content, "gpus": gpus})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -133,6 +134,9 @@ class NouveauBlocked:
     def apply(self, host: Host) -> None:
         host.write(MODPROBE, MODPROBE_TEXT)
 
+    def writes(self, host: Host) -> Mapping[str, str]:
+        return {MODPROBE: MODPROBE_TEXT}
+
 
 @dataclass(frozen=True)
 class DriverLoaded:
@@ -157,6 +161,9 @@ class DriverLoaded:
             return Pending(f"{', '.join(missing)} missing")
         driver = {"version": loaded, "kernel_module_type": _module_type(host)}
         return Ok(f"nvidia {loaded} holds every GPU", shows={"driver": driver})
+
+    def writes(self, host: Host) -> Mapping[str, str]:
+        return {MODULES_LOAD: MODULES_LOAD_TEXT}
 
     def apply(self, host: Host) -> Reboot | None:
         host.write(MODULES_LOAD, MODULES_LOAD_TEXT)

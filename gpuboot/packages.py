@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -68,7 +68,7 @@ class Packages:
         wanted = [name for name in self.names if name not in installed]
         if wanted or len({installed[name] for name in TOOLKIT}) > 1 or self.toolkit_version:
             apt.update(host, self.env)
-            apt.install(host, self._resolved(host), self.env)
+            apt.install(host, self.resolved(host), self.env)
         apt.hold(host, self.held)
 
     def _wanted(self, version: str) -> bool:
@@ -76,9 +76,9 @@ class Packages:
         want = self.toolkit_version
         return want is None or version == want or version.startswith(f"{want}-")
 
-    def _resolved(self, host: Host) -> list[str]:
+    def resolved(self, host: Host, options: Sequence[str] = ()) -> list[str]:
         """The packages with the toolkit's one version. Raises GB204 with all that are missing."""
-        found = apt.candidates(host, self.names)
+        found = apt.candidates(host, self.names, options)
         missing = [name for name in self.names if name not in found]
         if missing:
             raise GpubootError(

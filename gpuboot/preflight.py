@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -54,27 +55,32 @@ class Preflight:
     config: Config
 
     def check(self, host: Host) -> Finding:
-        facts = self.facts
-        system = f"{facts.os_id or 'unknown system'} {facts.os_version} on {facts.architecture}"
-        if SUPPORTED.get((facts.os_id, facts.os_version)) != facts.architecture:
-            raise GpubootError(
-                UNSUPPORTED, f"{system} is not supported; Debian 12 and 13 on amd64 are"
-            )
-        if problem := unsupported(self.config):
-            raise GpubootError(UNSUPPORTED_SETTING, problem)
-        if facts.secure_boot and not host.exists("/sys/module/nvidia"):
-            raise GpubootError(SECURE_BOOT, "Secure Boot is on, and DKMS cannot sign for it")
-        free = host.free("/")
-        if free < MINIMUM_SPACE and not host.exists("/usr/bin/nvidia-smi"):
-            raise GpubootError(
-                NO_SPACE,
-                f"{free >> 20} MiB are free on /, {MINIMUM_SPACE >> 20} MiB are needed",
-                retry=True,
-            )
-        return Ok(f"{system}, kernel {facts.kernel}")
+        for trouble in troubles(host, self.facts, self.config):
+            raise trouble
+        return Ok(f"{_system(self.facts)}, kernel {self.facts.kernel}")
 
     def apply(self, host: Host) -> None:
         """Never called: the check answers or raises."""
+
+
+def _system(facts: Facts) -> str:
+    return f"{facts.os_id or 'unknown system'} {facts.os_version} on {facts.architecture}"
+
+
+def troubles(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]:
+    """What of system, settings, firmware and space stands in the way; only reads."""
+    if SUPPORTED.get((facts.os_id, facts.os_version)) != facts.architecture:
+        yield GpubootError(
+            UNSUPPORTED, f"{_system(facts)} is not supported; Debian 12 and 13 on amd64 are"
+        )
+    if problem := unsupported(config):
+        yield GpubootError(UNSUPPORTED_SETTING, problem)
+    if facts.secure_boot and not host.exists("/sys/module/nvidia"):
+        yield GpubootError(SECURE_BOOT, "Secure Boot is on, and DKMS cannot sign for it")
+    free = host.free("/")
+    if free < MINIMUM_SPACE and not host.exists("/usr/bin/nvidia-smi"):
+        message = f"{free >> 20} MiB are free on /, {MINIMUM_SPACE >> 20} MiB are needed"
+        yield GpubootError(NO_SPACE, message, retry=True)
 
 
 def unsupported(config: Config) -> str | None:

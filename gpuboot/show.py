@@ -136,3 +136,31 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def plan(found: dict[str, Any]) -> str:
+    """The document of `gpuboot plan` as text."""
+    lines = [_step({"seconds": 0, **step, "state": step["state"] or "pending"})
+             for step in found["steps"]]  # fmt: skip
+    if packages := found["packages"]:
+        size = found["download_bytes"]
+        total = f", {size / 1e6:.0f} MB to fetch" if size is not None else ""
+        lines += ["", f"{len(packages)} packages{total}:"]
+        lines += [f"  {_package(package)}" for package in packages]
+    for file in found["files"]:
+        lines += ["", *(_coloured(line) for line in file["diff"].splitlines())]
+    lines.append("")
+    lines += [f"trusted: {item['what']} by {item['by']}" for item in found["trusted"]]
+    lines.append(f"reboot: {found['reboot']['answer']} ({found['reboot']['reason']})")
+    return "\n".join(lines)
+
+
+def _package(package: dict[str, Any]) -> str:
+    if package["version"] is None:
+        return str(package["name"])
+    return f"{package['name']:<32} {package['version']:<28} {package['bytes'] / 1e6:8.1f} MB"
+
+
+def _coloured(line: str) -> str:
+    colour = {"+": "green", "-": "red"}.get(line[:1])
+    return click.style(line, fg=colour) if colour else line

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gpuboot.errors import Code, GpubootError
@@ -95,20 +98,26 @@ class PackageSources:
                     return Pending(f"the key of {source.name} is not there")
             elif isinstance(source, Source) and not host.exists(source.key_file):
                 raise GpubootError(KEY_MISSING, f"sources.{source.name}.key: no {source.key_file}")
-            if host.read(source.file) != _text(host, source):
+            if host.read(source.file) != text(host, source):
                 return Pending(f"{source.file} is not written")
         names = " and ".join(source.name for source in self.sources)
         return Ok(f"apt has the sources {names}")
+
+    def writes(self, host: Host) -> Mapping[str, str]:
+        return {source.file: text(host, source) for source in self.sources}
 
     def apply(self, host: Host) -> None:
         for source in self.sources:
             if isinstance(source, Source):
                 _provide_key(host, source)
-            host.write(source.file, _text(host, source))
+            host.write(source.file, text(host, source))
 
 
-def _text(host: Host, source: Source | OwnArchive) -> str:
-    """The source in apt's deb822 form."""
+def text(host: Host, source: Source | OwnArchive, *, keys: Path | None = None) -> str:
+    """The source in apt's deb822 form. Raises GB212.
+
+    With `keys` a pinned key is fetched into that folder and named there. Raises GB211 then.
+    """
     if isinstance(source, OwnArchive):
         stanzas = [
             _stanza(url, suite, signed_by)
@@ -116,7 +125,11 @@ def _text(host: Host, source: Source | OwnArchive) -> str:
         ]
     else:
         url = f"file:{source.url}" if source.url.startswith("/") else source.url
-        stanzas = [_stanza(url, source.suite, source.key_file)]
+        key = source.key_file
+        if keys and source.pinned and not host.exists(key):
+            key = str(keys / f"{source.name}.asc")
+            Path(key).write_text(_download_key(host, source, keys), encoding="utf-8")
+        stanzas = [_stanza(url, source.suite, key)]
     head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
     return head + "\n".join(stanzas)
 
@@ -172,34 +185,40 @@ def _provide_key(host: Host, source: Source) -> None:
     """Download the key, and keep it only if it is the pinned one and no other. Raises GB211."""
     if not source.pinned or _is_key(host, source.key_file, source.key):
         return
+    with tempfile.TemporaryDirectory(prefix="gpuboot-key-") as folder:
+        key = _download_key(host, source, Path(folder))
+    host.write(source.key_file, key)
+
+
+def _download_key(host: Host, source: Source, folder: Path) -> str:
+    """The key at URL/gpgkey, armored, if it is the pinned one and no other. Raises GB211."""
     base = source.url
     address = f"{base}/gpgkey"
     if base.startswith("/"):
-        text = host.read(address) or ""
+        key = host.read(address) or ""
     else:
         answer = host.web.get(address)
-        text = answer.text if answer.status == 200 else ""
-    scratch = f"{source.key_file}.unverified"
-    host.write(scratch, text)
+        key = answer.text if answer.status == 200 else ""
+    scratch = folder / "unverified"
+    scratch.write_text(key, encoding="utf-8")
     found = _fingerprints(host, scratch)
-    host.remove(scratch)
     if found != [source.key.upper()]:
         raise GpubootError(
             KEY_REFUSED,
             f"{address} holds {', '.join(found) or 'no key'}, expected {source.key.upper()}",
             retry=not found,
         )
-    host.write(source.key_file, text)
+    return key
 
 
 def _is_key(host: Host, file: str, fingerprint: str) -> bool:
-    return host.exists(file) and _fingerprints(host, file) == [fingerprint.upper()]
+    return host.exists(file) and _fingerprints(host, host.path(file)) == [fingerprint.upper()]
 
 
-def _fingerprints(host: Host, file: str) -> list[str]:
+def _fingerprints(host: Host, file: Path) -> list[str]:
     """The primary keys in a file, by gpg; apt would trust every one of them."""
     # Without a home of its own gpg has no trust database, and lists nothing unless told so.
     options = ["--batch", "--trust-model", "always", "--with-colons"]
-    argv = ["gpg", *options, "--show-keys", str(host.path(file))]
+    argv = ["gpg", *options, "--show-keys", str(file)]
     listing = host.run(argv, env={"GNUPGHOME": "/nonexistent"}).out
     return re.findall(r"^pub:.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing, re.MULTILINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from gpuboot.errors import Code
@@ -67,4 +67,13 @@ class Step(Protocol):
 
     def apply(self, host: Host) -> Reboot | None:
         """Make it so; a Reboot if trying proved that only one helps. Raises GpubootError."""
+        ...
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A step that writes whole files: `gpuboot plan` shows them before they are written."""
+
+    def writes(self, host: Host) -> Mapping[str, str]:
+        """The wanted content by file name. Raises GpubootError where it cannot be told yet."""
         ...
