@@ -383,7 +383,7 @@ def check(*, files: tuple[Path, ...], as_json: bool) -> None:
     if files:
         reading = Reader()
         for file in files:
-            reading.add(str(file), file.read_text(encoding="utf-8", errors="replace"))
+            reading.add(str(file), file.read_bytes())
         configs.parse(reading)
         problems = reading.problems
     else:

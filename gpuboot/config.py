@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 FILE = "/etc/gpuboot/config.yaml"
 FOLDER = "/etc/gpuboot/config.d"
+SERVER = "rke2.config.server"
 
 CONFIG_WRONG = Code(
     "GB001",
@@ -314,10 +315,10 @@ def load(host: Host) -> Config:
     for name in names:
         if problem := _unsafe(host, name):
             reading.problems.append(problem)
-        text = host.read(name)
-        if text is None:
+        content = host.read_bytes(name)
+        if content is None:
             reading.problems.append(Problem(f"{name}:1", "", "cannot be read", "a readable file"))
-        reading.add(name, text or "")
+        reading.add(name, content or b"")
     config = parse(reading)
     for secret in config.secrets():
         host.mask.add(secret)
@@ -363,9 +364,11 @@ def _unsafe(host: Host, name: str) -> Problem | None:
 def _check(config: Config, reading: Reader) -> None:
     """Rules over more than one key."""
     agent = config.rke2.config
-    if config.mode == "agent":
+    # A server that could not be read was meant to be one all the same.
+    meant = "agent" if config.rke2.join == "auto" and reading.given(SERVER) else config.mode
+    if meant == "agent":
         _check_agent(config, reading)
-    if config.mode == "rancher":
+    if meant == "rancher":
         for name in ("version", "channel", "sha256"):
             if getattr(config.rke2, name) is not None:
                 reading.problem(f"rke2.{name}", "belongs to agent mode: Rancher installs RKE2")
@@ -393,9 +396,10 @@ def _check(config: Config, reading: Reader) -> None:
 
 def _check_agent(config: Config, reading: Reader) -> None:
     agent = config.rke2.config
-    if not agent.server:
+    if not agent.server and not reading.given(SERVER):
         reading.problem("rke2.config.server", "is not set", "the supervisor, https://HOST:9345")
-    if not agent.token and not agent.token_file:
+    named = ("rke2.config.token", "rke2.config.token-file")
+    if not agent.token and not agent.token_file and not any(map(reading.given, named)):
         reading.problem("rke2.config", "has neither token-file nor token", "one of the two")
     if agent.token and agent.token_file:
         reading.problem("rke2.config.token", "stands beside token-file", "one of the two")

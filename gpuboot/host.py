@@ -246,6 +246,13 @@ class Host:
             # sysfs and procfs have files that refuse to be read (EIO, ENODEV, EINVAL).
             return None
 
+    def read_bytes(self, name: str) -> bytes | None:
+        """A file's content as it is; None if there is no such file or it cannot be read."""
+        try:
+            return self.path(name).read_bytes()
+        except OSError:
+            return None
+
     def exists(self, name: str) -> bool:
         """Whether something is there; a dangling link counts."""
         return os.path.lexists(self.path(name))

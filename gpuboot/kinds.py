@@ -123,12 +123,12 @@ def _ruled(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
+        if "@" in text:
+            raise Wrong("holds a user or password, which belong elsewhere")
         try:
             parts = urlsplit(text)
         except ValueError as error:
             raise Wrong(f"{text!r}: {error}") from None
-        if parts.username or parts.password:
-            raise Wrong("holds a user or password, which belong elsewhere")
         if parts.scheme not in schemes or not parts.hostname:
             raise Wrong(f"{text!r} is no {' or '.join(schemes)} address")
         return text.rstrip("/")
@@ -143,7 +143,7 @@ def _source(text: str) -> str:
 def _secret(text: str) -> Secret:
     if not text.strip():
         raise Wrong("is empty")
-    return Secret(text)
+    return Secret(_text(text))
 
 
 def _join_token(text: str) -> Secret:

@@ -16,7 +16,11 @@ from gpuboot.secret import MASK
 
 T = TypeVar("T")
 
-_TOKEN = re.compile(r"K10[0-9a-fA-F]*::[^\s'\"]+|\b[a-z0-9]{6}\.[a-z0-9]{16}\b")
+_SECRETS = re.compile(
+    r"K10[0-9a-fA-F]*::[^\s'\"]+"  # a token
+    r"|\b[a-z0-9]{6}\.[a-z0-9]{16}\b"  # a bootstrap token
+    r"|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)"  # user and password in an address
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Problem:
     def __post_init__(self) -> None:
         # A token put where something else belongs would otherwise be quoted as the wrong value.
         for name in ("key", "message"):
-            object.__setattr__(self, name, _TOKEN.sub(MASK, getattr(self, name)))
+            object.__setattr__(self, name, _SECRETS.sub(MASK, getattr(self, name)))
 
     def __str__(self) -> str:
         name = f"{self.key}: " if self.key else ""
@@ -87,12 +91,23 @@ class Reader:
             key = key.rpartition(".")[0]
         return "default"
 
+    def given(self, key: str) -> bool:
+        """Whether the key stands in a file, whatever its value."""
+        return key in self._places
+
     def problem(self, key: str, message: str, expected: str | None = None) -> None:
         """Note that the value of a key that was read is wrong."""
         self.problems.append(Problem(self.where(key), key, message, expected))
 
-    def add(self, file: str, text: str) -> None:
+    def add(self, file: str, content: bytes | str) -> None:
         """Merge one more file: maps merge, everything else replaces."""
+        try:
+            text = content if isinstance(content, str) else content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            what = "holds bytes that are not UTF-8"
+            self.problems.append(Problem(f"{file}:{line}", "", what, "UTF-8"))
+            return
         try:
             node = yaml.compose(text, Loader=_Loader)
         except AliasError as error:
@@ -106,7 +121,8 @@ class Reader:
         except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
             # What is left is a character that YAML or Python forbids, or nesting without end.
             what = getattr(error, "reason", None) or "cannot be read"
-            self.problems.append(Problem(f"{file}:1", "", str(what), "YAML"))
+            line = text[: getattr(error, "position", 0)].count("\n") + 1
+            self.problems.append(Problem(f"{file}:{line}", "", str(what), "YAML"))
         else:
             if node is not None:
                 self._merge(self.tree, node, file, "")
@@ -171,7 +187,7 @@ class Reader:
         if entry is None:
             return default
         if isinstance(entry, dict):
-            self.problem(key, "is a map", kind.expected)
+            self.problem(key, "is a map", ("a list of: " if kind.many else "") + kind.expected)
             return default
         try:
             if kind.many:

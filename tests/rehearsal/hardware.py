@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,14 @@ class Gpu:
     subsystem: str = "12a2"
     kind: str = "030200"  # class: 3D controller
     fault: Fault = ""
+
+
+GPU_FIELDS = frozenset(field.name for field in fields(Gpu))
+
+
+def gpu(given: Mapping[str, str]) -> Gpu:
+    """The GPU that a scenario describes; its keys are among GPU_FIELDS."""
+    return Gpu(**given)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.rehearsal import lab
+from tests.rehearsal.command import run
 from tests.rehearsal.report import RigError
 
 REBOOT = 133  # nspawn's exit status when the node asked for a reboot
@@ -29,14 +30,17 @@ class Node:
     console: Path
     cgroup: Path
     boots: list[str] = field(default_factory=list)
+    wired: bool = True  # the network cable is in
     _process: subprocess.Popen[bytes] | None = None
     _leader: int = 0
 
     def boot(self) -> None:
         """Switches the node on."""
+        # A veth of its own that hangs on no bridge is a network port without a cable.
+        network = f"--network-bridge={lab.BRIDGE}" if self.wired else "--network-veth"
         nspawn = [
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off",
-            "--link-journal=no", "--timezone=off", f"--network-bridge={lab.BRIDGE}",
+            "--link-journal=no", "--timezone=off", network,
             f"--machine={self.name}", "--boot", f"--directory={self.tree}",
         ]  # fmt: skip
         # Two nodes side by side must not share a cgroup, so each goes into its own first.
@@ -104,6 +108,16 @@ class Node:
         except (subprocess.TimeoutExpired, json.JSONDecodeError):
             return None
         return (answer, done.returncode) if isinstance(answer, dict) else None
+
+    def wire(self, *, whole: bool) -> None:
+        """Pulls the network cable, or puts it in; so it stays when the node reboots."""
+        self.wired = whole
+        if not self.running:
+            return
+        index = (self.root / "sys/class/net/host0/iflink").read_text(encoding="ascii").strip()
+        links = json.loads(run("ip", "-json", "link", "show"))
+        port = next(link["ifname"] for link in links if str(link["ifindex"]) == index)
+        run("ip", "link", "set", port, *(("master", lab.BRIDGE, "up") if whole else ("down",)))
 
     def power_cut(self) -> None:
         """Pulls the plug."""

@@ -35,15 +35,34 @@ expect.yaml (only what is given is compared; see verdict.py):
     requests: [REGEX, …]          # each is found in the servers' log
     requests-lacks: [REGEX, …]    # none is
     starts-within: 20s            # from cloud-final's start to gpuboot.service's, in the first boot
+
+acts.yaml (may be missing): what happens to the node once it is as expect.yaml wants it, a list of
+    run: [PROGRAM, …]             # in the node, as root; ends with 0, or with `exit: N` beside it
+    write: {path: /…, content: …, mode: "0600"}   # placeholders are filled in
+    remove: /…
+    reboot: true                  # systemctl reboot, until the next boot
+    power-cut: true               # the plug is pulled; then it boots again
+    power-cycle: true             # switched off in order; then it boots again
+    gpus: [{slot: …}]             # the cards that are there from the next boot on
+    faults: {}                    # the servers' faults.json from now on
+    network: cut                  # the node's cable, over reboots too; `whole` puts it in again
+    kill: gpuboot                 # SIGKILL for the unit's main process
+    wait: 5s
+each with, if wanted, `why: one sentence` and `expect: {…}`: the keys of expect.yaml, none needed,
+and `deadline: 2m`. That is compared once the node has settled again. Of the journal and the
+requests only what came since the last comparison counts; boots and reboots are those of all time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rehearsal import acts
+from tests.rehearsal.acts import Act
+from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -72,50 +91,6 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class ExpectedNode:
-    """What the API server's Node must be."""
-
-    name: str | None
-    ready: bool | None
-    labels: Mapping[str, str]
-    without_labels: tuple[str, ...]
-    taints: tuple[str, ...] | None
-
-
-@dataclass(frozen=True)
-class ExpectedFile:
-    """What a file of the node must be."""
-
-    mode: str | None
-    contains: tuple[str, ...]
-    lacks: tuple[str, ...]
-    absent: bool
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """expect.yaml: how the node must end; None and empty are not compared."""
-
-    state: str
-    exit: int | None = None
-    step: str | None = None
-    code: str | None = None
-    boots: int | None = None
-    reboots_spent: int | None = None
-    reboot_reasons: tuple[str, ...] | None = None
-    steps: Mapping[str, str] = field(default_factory=dict)
-    gpus: int | None = None
-    node: ExpectedNode | None = None
-    files: Mapping[str, ExpectedFile] = field(default_factory=dict)
-    cloud_init: str = "done"
-    journal: tuple[str, ...] = ()
-    journal_lacks: tuple[str, ...] = ()
-    requests: tuple[str, ...] = ()
-    requests_lacks: tuple[str, ...] = ()
-    starts_within: float | None = None
-
-
-@dataclass(frozen=True)
 class Scenario:
     """One folder, read."""
 
@@ -125,6 +100,7 @@ class Scenario:
     expect: Expectation
     config: str
     user_data: str
+    acts: tuple[Act, ...] = ()
 
 
 def find(name: str) -> Path:
@@ -145,27 +121,35 @@ def folders() -> list[Path]:
 
 def load(folder: Path) -> Scenario:
     """The scenario in `folder`; raises ScenarioError with file and key."""
+    expect = read(folder / "expect.yaml")
     return Scenario(
         name=folder.name,
         folder=folder,
         setup=_setup(read(folder / "node.yaml")),
-        expect=_expectation(read(folder / "expect.yaml")),
+        expect=expectation(expect, state=expect.text("state")),
         config=_text(folder / "config.yaml"),
         user_data=_text(folder / "user-data.yaml"),
+        acts=acts.load(folder / "acts.yaml"),
     )
 
 
 def fill(scenario: Scenario, values: Mapping[str, str]) -> tuple[str, str]:
     """config.yaml and user-data.yaml with the placeholders filled in."""
     config = _fill(scenario.folder / "config.yaml", scenario.config, values)
+    file = scenario.folder / "user-data.yaml"
+    return config, fill_text(file, scenario.user_data, config, values)
+
+
+def fill_text(file: Path, text: str, config: str, values: Mapping[str, str]) -> str:
+    """A text of the scenario with the placeholders filled in, @config@ among them."""
     lines: list[str] = []
-    for line in scenario.user_data.splitlines():
+    for line in text.splitlines():
         if line.strip() == "@config@":
             indent = line[: line.index("@")]
-            lines += [indent + text if text else "" for text in config.splitlines()]
+            lines += [indent + row if row else "" for row in config.splitlines()]
         else:
-            lines.append(_fill(scenario.folder / "user-data.yaml", line, values))
-    return config, "\n".join(lines) + "\n"
+            lines.append(_fill(file, line, values))
+    return "\n".join(lines) + "\n"
 
 
 def _fill(file: Path, text: str, values: Mapping[str, str]) -> str:
@@ -192,7 +176,7 @@ def _setup(table: Table) -> Setup:
         release=table.text("release", "bookworm"),
         kernel=table.text("kernel", "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
-        gpus=tuple(row.strings() for row in table.rows("gpus")) if "gpus" in table else (T4,),
+        gpus=tuple(map(acts.gpu, table.rows("gpus"))) if "gpus" in table else (T4,),
         nouveau=table.choice("nouveau", NOUVEAU, "absent"),
         initramfs=table.flag("initramfs", default=True),
         efi=table.flag("efi", default=False),
@@ -203,60 +187,3 @@ def _setup(table: Table) -> Setup:
     )
     table.end()
     return setup
-
-
-def _expectation(table: Table) -> Expectation:
-    reboots = table.table("reboots")
-    node = table.table("node")
-    files = table.table("files")
-    steps = table.table("steps")
-    expectation = Expectation(
-        state=table.text("state"),
-        exit=table.number("exit"),
-        step=table.optional_text("step"),
-        code=table.optional_text("code"),
-        boots=table.number("boots"),
-        reboots_spent=reboots.number("spent") if reboots else None,
-        reboot_reasons=reboots.patterns("reasons") if reboots else None,
-        steps=steps.strings() if steps else {},
-        gpus=table.number("gpus"),
-        node=_expected_node(node) if node else None,
-        files={path: _expected_file(files, path) for path in files} if files else {},
-        cloud_init=table.text("cloud-init", "done"),
-        journal=table.patterns("journal") or (),
-        journal_lacks=table.patterns("journal-lacks") or (),
-        requests=table.patterns("requests") or (),
-        requests_lacks=table.patterns("requests-lacks") or (),
-        starts_within=table.optional_seconds("starts-within"),
-    )
-    for part in (reboots, files, table):
-        if part:
-            part.end()
-    return expectation
-
-
-def _expected_node(table: Table) -> ExpectedNode:
-    labels = table.table("labels")
-    node = ExpectedNode(
-        name=table.optional_text("name"),
-        ready=table.flag("ready") if "ready" in table else None,
-        labels=labels.strings() if labels else {},
-        without_labels=table.texts("without-labels") or (),
-        taints=table.texts("taints"),
-    )
-    table.end()
-    return node
-
-
-def _expected_file(files: Table, path: str) -> ExpectedFile:
-    table = files.table(path)
-    if table is None:
-        raise ScenarioError(f"{files.place(path)}: expected a mapping, such as {{mode: '0600'}}")
-    file = ExpectedFile(
-        mode=table.optional_text("mode"),
-        contains=table.patterns("contains") or (),
-        lacks=table.patterns("lacks") or (),
-        absent=table.flag("absent", default=False),
-    )
-    table.end()
-    return file

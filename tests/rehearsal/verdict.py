@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.rehearsal import journal
-from tests.rehearsal.scenario import Expectation, ExpectedFile, ExpectedNode
+from tests.rehearsal.expect import Expectation, ExpectedFile, ExpectedNode
 from tests.rehearsal.table import Table
 
 

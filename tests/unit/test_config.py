@@ -227,7 +227,7 @@ def test_every_problem_is_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['rke2: {config: {server: "https://["}}', 'sources: {apt: {url: "https://a]b"}}',
+    ['rke2: {config: {server: "https://[", token-file: /t}}', 'sources: {apt: {url: "https://a]b"}}',
      'gpu: {model: "\\UFFFFFFFF"}', 'gpu: {model: "\\U00110000"}'],
 )  # fmt: skip
 def test_an_address_or_escape_that_python_chokes_on_is_a_problem(text: str) -> None:
