@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import time
@@ -22,6 +23,8 @@ COMMAND = 600.0  # seconds a command of an act may take; apt needs a while
 RESTART = 120.0  # seconds until a node that was told to reboot is switched on again
 ANSWERS = 60.0  # seconds until systemd in a node that has booted answers
 POLL = 0.5
+MAIN_PROCESS = ("systemctl", "show", "--property=MainPID", "--value", "gpuboot.service")
+DPKGS_PARENT = ("pgrep", "--oldest", "--exact", "apt-get")
 
 
 @dataclass
@@ -51,6 +54,12 @@ class Act:
     expect: Expectation | None
     deadline: float | None
     why: str
+    during: str | None = None  # the step that must be running; only before expect.yaml
+
+    @property
+    def told(self) -> str:
+        """The act as a person reads it."""
+        return f"{self.name}: {self.why}" if self.why else self.name
 
 
 @dataclass(frozen=True)
@@ -160,24 +169,22 @@ class Network:
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL for the main process of a unit."""
+    """SIGKILL for gpuboot's main process, or for the apt-get that is dpkg's parent."""
 
-    unit: str
+    target: str
 
     def perform(self, stage: Stage) -> list[str]:
-        before = self._main(stage)
-        if before == "0":
-            return [f"{self.unit}: expected a main process / found none"]
-        found = Run(
-            ("systemctl", "kill", "--kill-whom=main", "--signal=KILL", self.unit), 0
-        ).perform(stage)
-        if not found and not _until(5.0, lambda: self._main(stage) != before):
-            found.append(f"{self.unit}: expected process {before} to be gone / found it")
+        before = self._process(stage)
+        if not before:
+            return [f"kill {self.target}: expected a process / found none"]
+        found = Run(("kill", "-KILL", before), 0).perform(stage)
+        if not found and not _until(5.0, lambda: self._process(stage) != before):
+            found.append(f"kill {self.target}: expected process {before} to be gone / found it")
         return found
 
-    def _main(self, stage: Stage) -> str:
-        shown = stage.node.run("systemctl", "show", "--property=MainPID", "--value", self.unit)
-        return shown.stdout.strip()
+    def _process(self, stage: Stage) -> str:
+        question = MAIN_PROCESS if self.target == "gpuboot" else DPKGS_PARENT
+        return stage.node.run(*question).stdout.strip().removeprefix("0")
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,11 @@ def load(file: Path) -> tuple[Act, ...]:
     except yaml.YAMLError as error:
         raise ScenarioError(f"{file}: {error}") from None
     rows = Table(file, "", {"acts": data}).rows("acts")
-    return tuple(_act(number, row) for number, row in enumerate(rows, 1))
+    found = tuple(_act(number, row) for number, row in enumerate(rows, 1))
+    for earlier, later in itertools.pairwise(found):
+        if later.during and not earlier.during:
+            raise ScenarioError(f"{file}: {later.name}: acts with during stand before all others")
+    return found
 
 
 def _act(number: int, table: Table) -> Act:
@@ -254,6 +265,7 @@ def _act(number: int, table: Table) -> Act:
         expect=expectation(expect, state=expect.optional_text("state")) if expect else None,
         deadline=deadline,
         why=table.text("why", ""),
+        during=table.optional_text("during"),
     )
     table.end()
     return act
@@ -319,6 +331,6 @@ READERS: Mapping[str, Callable[[Table], Action]] = {
     "gpus": _gpus,
     "faults": lambda table: Faults(table.mapping("faults")),
     "network": lambda table: Network(table.choice("network", ("cut", "whole"), "cut") == "whole"),
-    "kill": lambda table: Kill(f"{table.choice('kill', ('gpuboot',), 'gpuboot')}.service"),
+    "kill": lambda table: Kill(table.choice("kill", ("gpuboot", "apt"), "gpuboot")),
     "wait": lambda table: Wait(table.seconds("wait", 0.0)),
 }

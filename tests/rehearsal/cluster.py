@@ -1,4 +1,4 @@
-"""The laboratory's servers in one process: archive, releases, supervisor and API server.
+"""The laboratory's servers in one process: archive, releases, supervisor, API server and proxy.
 
 `python -m tests.rehearsal.cluster --folder F --address A --archive DIR --releases DIR` prints
 `ready` when all ports listen and ends on SIGTERM. F/nodes.json always holds the Nodes,
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.rehearsal import pki
+from tests.rehearsal.standins.proxy import Proxy
 from tests.rehearsal.standins.rke2.server import apiserver, controllers, files, supervisor
 from tests.rehearsal.standins.rke2.server.controllers import Controllers
 from tests.rehearsal.standins.rke2.server.faults import Faults
@@ -37,7 +38,11 @@ PORTS: Mapping[str, int] = {
     "releases": 443,
     "supervisor": 9345,
     "apiserver": 6443,
+    "proxy": 3128,
 }
+PROXY_USER = "node"
+# What the proxy reaches: the names a node behind it does not know.
+_BEHIND_PROXY = {"archive.lab:80": "archive", "releases.lab:443": "releases"}
 # A node reaches both cluster ports through its own loopback, so they are named 127.0.0.1 as well.
 _CLUSTER_HOSTS = ("cluster.lab", "10.88.0.1", "127.0.0.1", "localhost", "kubernetes", "10.43.0.1")
 _WEB_HOSTS = ("releases.lab", "archive.lab", "10.88.0.1", "127.0.0.1", "localhost")
@@ -49,6 +54,7 @@ class Identity:
 
     token: str
     server: str
+    proxy: str  # its address, with user and password
     ca_hash: str
     web_ca: Path
 
@@ -64,14 +70,17 @@ def prepare(folder: Path) -> Identity:
         pki.leaf(cluster_ca, "rke2", _CLUSTER_HOSTS).save(keys, "cluster")
         pki.leaf(web_ca, "releases.lab", _WEB_HOSTS).save(keys, "web")
         _write_secret(folder / "agent.password")
+        _write_secret(folder / "proxy.password")
         _write_secret(folder / "admin.token")  # the last file: with it, all is there
     ca_hash = pki.ca_hash((keys / "server-ca.crt").read_bytes())
     token = f"K10{ca_hash}::node:{_secret(folder / 'agent.password')}"
-    return Identity(token, SUPERVISOR, ca_hash, keys / "web-ca.crt")
+    password = _secret(folder / "proxy.password")
+    proxy = f"http://{PROXY_USER}:{password}@proxy.lab:{PORTS['proxy']}"
+    return Identity(token, SUPERVISOR, proxy, ca_hash, keys / "web-ca.crt")
 
 
 class Cluster:
-    """The four servers and the controllers behind them; port 0 lets the system choose."""
+    """The servers and the controllers behind them; port 0 lets the system choose."""
 
     def __init__(
         self,
@@ -91,11 +100,18 @@ class Cluster:
         self._ended = threading.Event()
         self._start_downloads(archive, releases, ports)
         self._start_cluster(ports)
+        places = {
+            target: (address, self._servers[name].port) for target, name in _BEHIND_PROXY.items()
+        }
+        password = _secret(folder / "proxy.password")
+        self._proxy = Proxy((address, ports["proxy"]), places, PROXY_USER, password, self._log)
+        self._proxy.start()
 
     @property
     def ports(self) -> Mapping[str, int]:
         """Server to the port it listens on."""
-        return {name: server.port for name, server in self._servers.items()}
+        ports = {name: server.port for name, server in self._servers.items()}
+        return {**ports, "proxy": self._proxy.port}
 
     def run(self) -> None:
         """Run the controllers and obey `down` until stop()."""
@@ -105,6 +121,7 @@ class Cluster:
             self._obey_down()
         for server in self._servers.values():
             server.stop()
+        self._proxy.stop()
 
     def stop(self) -> None:
         """Let run() end."""

@@ -13,6 +13,7 @@ class ExpectedNode:
     """What the API server's Node must be."""
 
     name: str | None
+    absent: bool
     ready: bool | None
     labels: Mapping[str, str]
     without_labels: tuple[str, ...]
@@ -87,6 +88,7 @@ def _expected_node(table: Table) -> ExpectedNode:
     labels = table.table("labels")
     node = ExpectedNode(
         name=table.optional_text("name"),
+        absent=table.flag("absent", default=False),
         ready=table.flag("ready") if "ready" in table else None,
         labels=labels.strings() if labels else {},
         without_labels=table.texts("without-labels") or (),

@@ -61,6 +61,24 @@ def _terminated(_signal: int, _frame: object) -> None:
 
 
 @contextlib.contextmanager
+def disk(lower: Sequence[Path], folder: Path, size: str | None) -> Iterator[Path]:
+    """A machine's root over `lower`; what it writes is in FOLDER/disk, at most `size` of it."""
+    if size is None:
+        with overlay(lower, folder / "disk", folder / "tree") as root:
+            yield root
+        return
+    small = folder / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", str(small))
+    (folder / "disk").symlink_to(small / "disk")
+    try:
+        with overlay(lower, small / "disk", folder / "tree") as root:
+            yield root
+    finally:
+        run("umount", "--lazy", str(small))
+
+
+@contextlib.contextmanager
 def overlay(lower: Sequence[Path], upper: Path, at: Path) -> Iterator[Path]:
     """`lower` (topmost first) at `at`, writes going to `upper`."""
     work = upper.with_name(upper.name + ".work")

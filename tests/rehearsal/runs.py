@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.rehearsal import lab, node, rehearse, scenario, tree
+from tests.rehearsal import lab, node, rehearse, scenario, stage, tree
 from tests.rehearsal.report import RigError, Watch, say
 
 RUNS = tree.CACHE / "run"
@@ -46,13 +46,13 @@ def outside(name: str, *, keep: bool) -> int:
 def inside(name: str, folder: str, *, keep: bool) -> int:
     """The rehearsal itself, first process of the lab; keeps the lab open after it if asked."""
     chosen, place = scenario.load(Path(name)), Path(folder)
-    with rehearse.staged(chosen, place) as stage:
-        status = 1 if rehearse.rehearse(stage) else 0
+    with stage.staged(chosen, place) as stages:
+        status = 1 if rehearse.together(stages) else 0
         if keep:
             _detach()
             (place / "result").write_text(str(status), encoding="ascii")
-            while stage.node.running:
-                stage.node.wait(3600)
+            while stages[0].node.running:
+                stages[0].node.wait(3600)
     return status
 
 
@@ -75,7 +75,7 @@ def many(*, core: bool) -> int:
 
 def _one_of_many(chosen: scenario.Scenario) -> tuple[int, float]:
     watch = Watch()
-    folder = rehearse.LAST / chosen.name
+    folder = stage.LAST / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.txt"
     with log.open("w", encoding="utf-8") as output:

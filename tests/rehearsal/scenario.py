@@ -5,19 +5,25 @@ node.yaml (all keys but description are optional):
     core: true                    # `make test` runs it
     release: bookworm             # the node's Debian
     kernel: auto                  # the kernel release the node believes it runs
-    hostname: gpu-worker-1
+    hostname: gpu-worker-1        # cloud-init's, and the API server's Node of a plain config
+    nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
+    cloud-init: present           # absent: it is not installed, and the rig writes config and token
+    disk: 4G                      # the node's disk is no larger; M or G
+    proxy: false                  # archive and releases can only be reached through @proxy@
     gpus: [{slot: "0000:03:00.0", device: 1eb8}]   # fields of hardware.Gpu; [] for none
     nouveau: absent               # absent | idle (can be unloaded) | busy (cannot)
+                                  # | stuck (cannot, and no blacklist keeps it out)
     initramfs: true               # nouveau is in the initramfs, as on real machines
     efi: false                    # the machine has EFI variables
     secure-boot: false            # and Secure Boot is on
     deadline: 10m                 # the rehearsal gives up after that long
-    power-cuts: [packages]        # the plug is pulled once while each of these steps runs
     faults: {}                    # handed to the servers as faults.json
 
-config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. In both, @token@ @server@
-@rke2_version@ @rke2_sha256@ @archive_key@ @toolkit_key@ are filled in; a line of user-data.yaml
-that holds nothing but @config@ becomes the config, as far indented as that line.
+config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. Where one is missing,
+plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place. In both, @token@
+@server@ @rke2_version@ @rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ are filled in. A line that
+holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml, becomes plain.yaml, or the
+config, as far indented as that line.
 
 expect.yaml (only what is given is compared; see verdict.py):
     state: ready                  # of `gpuboot status --json`; the only key that must be there
@@ -28,6 +34,7 @@ expect.yaml (only what is given is compared; see verdict.py):
     steps: {driver-loaded: ok}
     gpus: 1
     node: {name: …, ready: true, labels: {k: v}, without-labels: [k], taints: ["k=v:Effect"]}
+                                  # {absent: true}: the API server has no Node of that name
     files: {/path: {mode: "0600", contains: [REGEX], lacks: [REGEX], absent: true}}
     cloud-init: done              # the default; or another word of `cloud-init status`
     journal: [REGEX, …]           # each is found in the journal of all boots
@@ -46,11 +53,12 @@ acts.yaml (may be missing): what happens to the node once it is as expect.yaml w
     gpus: [{slot: …}]             # the cards that are there from the next boot on
     faults: {}                    # the servers' faults.json from now on
     network: cut                  # the node's cable, over reboots too; `whole` puts it in again
-    kill: gpuboot                 # SIGKILL for the unit's main process
+    kill: gpuboot                 # SIGKILL for the unit's main process; apt: for dpkg's parent
     wait: 5s
 each with, if wanted, `why: one sentence` and `expect: {…}`: the keys of expect.yaml, none needed,
 and `deadline: 2m`. That is compared once the node has settled again. Of the journal and the
 requests only what came since the last comparison counts; boots and reboots are those of all time.
+An act with `during: STEP` comes before expect.yaml, while that step runs; these acts stand first.
 """
 
 from __future__ import annotations
@@ -66,7 +74,10 @@ from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
 
 FOLDER = Path(__file__).parent / "scenarios"
-NOUVEAU = ("absent", "idle", "busy")
+PLAIN = FOLDER / "plain.yaml"
+PLAIN_USER_DATA = FOLDER / "plain-user-data.yaml"
+NOUVEAU = ("absent", "idle", "busy", "stuck")
+SIZE = re.compile(r"[1-9]\d*[MG]")
 T4 = {"slot": "0000:03:00.0", "device": "1eb8", "subsystem": "12a2"}
 PLACEHOLDER = re.compile(r"@([a-z0-9_]+)@")
 
@@ -80,13 +91,16 @@ class Setup:
     release: str
     kernel: str
     hostname: str
+    nodes: int
+    cloud_init: str
+    disk: str | None
+    proxy: bool
     gpus: tuple[Mapping[str, str], ...]
     nouveau: str
     initramfs: bool
     efi: bool
     secure_boot: bool
     deadline: float
-    power_cuts: tuple[str, ...]
     faults: Mapping[str, object]
 
 
@@ -127,26 +141,39 @@ def load(folder: Path) -> Scenario:
         folder=folder,
         setup=_setup(read(folder / "node.yaml")),
         expect=expectation(expect, state=expect.text("state")),
-        config=_text(folder / "config.yaml"),
-        user_data=_text(folder / "user-data.yaml"),
+        config=_text(_config(folder)),
+        user_data=_text(_user_data(folder)),
         acts=acts.load(folder / "acts.yaml"),
     )
 
 
 def fill(scenario: Scenario, values: Mapping[str, str]) -> tuple[str, str]:
     """config.yaml and user-data.yaml with the placeholders filled in."""
-    config = _fill(scenario.folder / "config.yaml", scenario.config, values)
-    file = scenario.folder / "user-data.yaml"
-    return config, fill_text(file, scenario.user_data, config, values)
+    plain = _text(PLAIN)
+    config = fill_text(_config(scenario.folder), scenario.config, values, plain=plain)
+    user_data = _user_data(scenario.folder)
+    return config, fill_text(user_data, scenario.user_data, values, config=config)
 
 
-def fill_text(file: Path, text: str, config: str, values: Mapping[str, str]) -> str:
-    """A text of the scenario with the placeholders filled in, @config@ among them."""
+def _config(folder: Path) -> Path:
+    file = folder / "config.yaml"
+    return file if file.is_file() else PLAIN
+
+
+def _user_data(folder: Path) -> Path:
+    file = folder / "user-data.yaml"
+    return file if file.is_file() else PLAIN_USER_DATA
+
+
+def fill_text(file: Path, text: str, values: Mapping[str, str], **blocks: str) -> str:
+    """A text of the scenario with the placeholders filled in; `blocks` are those of whole lines."""
     lines: list[str] = []
     for line in text.splitlines():
-        if line.strip() == "@config@":
+        name = line.strip().strip("@")
+        if line.strip() == f"@{name}@" and name in blocks:
             indent = line[: line.index("@")]
-            lines += [indent + row if row else "" for row in config.splitlines()]
+            block = fill_text(file, blocks[name], values)
+            lines += [indent + row if row else "" for row in block.splitlines()]
         else:
             lines.append(_fill(file, line, values))
     return "\n".join(lines) + "\n"
@@ -169,6 +196,13 @@ def _text(file: Path) -> str:
         raise ScenarioError(f"{file}: does not exist") from None
 
 
+def _size(table: Table, key: str) -> str | None:
+    size = table.optional_text(key)
+    if size is not None and not SIZE.fullmatch(size):
+        raise ScenarioError(f"{table.place(key)}: expected a size such as 900M or 4G, found {size}")
+    return size
+
+
 def _setup(table: Table) -> Setup:
     setup = Setup(
         description=table.text("description"),
@@ -176,13 +210,16 @@ def _setup(table: Table) -> Setup:
         release=table.text("release", "bookworm"),
         kernel=table.text("kernel", "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
+        nodes=table.number("nodes") or 1,
+        cloud_init=table.choice("cloud-init", ("present", "absent"), "present"),
+        disk=_size(table, "disk"),
+        proxy=table.flag("proxy", default=False),
         gpus=tuple(map(acts.gpu, table.rows("gpus"))) if "gpus" in table else (T4,),
         nouveau=table.choice("nouveau", NOUVEAU, "absent"),
         initramfs=table.flag("initramfs", default=True),
         efi=table.flag("efi", default=False),
         secure_boot=table.flag("secure-boot", default=False),
         deadline=table.seconds("deadline", 600.0),
-        power_cuts=table.texts("power-cuts") or (),
         faults=table.mapping("faults"),
     )
     table.end()

@@ -26,7 +26,8 @@ from tests.rehearsal.report import RigError, say
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
 RKE2_VERSION = "v1.35.7+rke2r1"
-HOSTS = "archive.lab releases.lab cluster.lab"
+HOSTS = "archive.lab releases.lab cluster.lab proxy.lab"
+BEHIND_PROXY = "cluster.lab proxy.lab"
 ARCHIVE_KEY = "/usr/share/keyrings/lab-archive.gpg"
 TOOLKIT_KEY = "/usr/share/keyrings/lab-toolkit.gpg"
 KEYS = Path("/run/lab-keys")  # gone with the lab, and short enough for gpg-agent's socket
@@ -50,6 +51,7 @@ class Ground:
     identity: Path
     token: str
     server: str
+    proxy: str  # its address, with user and password
     rke2_sha256: str
 
     def values(self) -> dict[str, str]:
@@ -57,6 +59,7 @@ class Ground:
         return {
             "token": self.token,
             "server": self.server,
+            "proxy": self.proxy,
             "rke2_version": RKE2_VERSION,
             "rke2_sha256": self.rke2_sha256,
             "archive_key": ARCHIVE_KEY,
@@ -104,7 +107,8 @@ def prepare(debian: str) -> Ground:
     )  # fmt: skip
     layers = (product, machine, _base(debian))
     return Ground(
-        kernel, layers, lab_archive, releases, identity, made.token, made.server, sha256
+        kernel, layers, lab_archive, releases, identity,
+        made.token, made.server, made.proxy, sha256,
     )  # fmt: skip
 
 
@@ -276,19 +280,29 @@ def write(tree: Path, name: str, text: str, *, mode: int = 0o644) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def seed(tree: Path, hostname: str, address: str, user_data: str) -> None:
-    """Makes a tree one particular node: its name, its address, what its cloud-init is told."""
+@dataclass(frozen=True)
+class Seed:
+    """What makes a tree one particular node: its name, its address, what its cloud-init is told."""
+
+    hostname: str
+    address: str
+    user_data: str
+
+
+def plant(tree: Path, seed: Seed, *, behind_proxy: bool = False) -> None:
+    """Makes a tree that node; one behind a proxy knows no address of archive and releases."""
     network = (
-        f"[Match]\nName=host0\n\n[Network]\nAddress={address}/24\nGateway={lab.ADDRESS}\nIPv6AcceptRA=no\n"
+        f"[Match]\nName=host0\n\n[Network]\nAddress={seed.address}/24\nGateway={lab.ADDRESS}\n"
         "IPv6AcceptRA=no\n"  # or the network is said to be up only 13 s later
     )
     write(tree, "etc/systemd/network/10-lab.network", network)
-    hosts = (tree / "etc/hosts").read_text(encoding="ascii")
-    write(tree, "etc/hosts", f"{hosts}127.0.1.1 {hostname}\n")
-    write(tree, "etc/hostname", f"{hostname}\n")
+    names = BEHIND_PROXY if behind_proxy else HOSTS
+    hosts = f"127.0.0.1 localhost\n{lab.ADDRESS} {names}\n127.0.1.1 {seed.hostname}\n"
+    write(tree, "etc/hosts", hosts)
+    write(tree, "etc/hostname", f"{seed.hostname}\n")
     cloud = {
-        "meta-data": f"instance-id: i-{hostname}\nlocal-hostname: {hostname}\n",
-        "user-data": user_data,
+        "meta-data": f"instance-id: i-{seed.hostname}\nlocal-hostname: {seed.hostname}\n",
+        "user-data": seed.user_data,
     }
     # ds-identify is a shell script and finds the list only in this spelling; JSON is YAML.
     settings = (
@@ -299,3 +313,11 @@ def seed(tree: Path, hostname: str, address: str, user_data: str) -> None:
     )
     # Root's own, because the user-data may hold the token.
     write(tree, "etc/cloud/cloud.cfg.d/90-lab.cfg", settings, mode=0o600)
+
+
+def without_cloud_init(tree: Path, config: str, token: str) -> None:
+    """Takes cloud-init off a node, and writes what it would have written."""
+    in_tree(tree, "dpkg", "--purge", "--force-depends", "cloud-init")
+    shutil.rmtree(tree / "etc/cloud", ignore_errors=True)
+    write(tree, "etc/gpuboot/config.yaml", config, mode=0o600)
+    write(tree, "etc/gpuboot/token", token, mode=0o600)

@@ -17,6 +17,7 @@ from tests.rehearsal.table import Table
 class Evidence:
     """What a rehearsal has seen of its node."""
 
+    name: str  # the node's host name
     status: Mapping[str, object]
     exit: int
     boots: Sequence[str]
@@ -41,7 +42,7 @@ def differences(expect: Expectation, found: Evidence) -> list[str]:
         *_status(expect, found),
         *_steps(expect.steps, found),
         *_cloud_init(expect, found),
-        *(_node(expect.node, found.nodes) if expect.node else ()),
+        *(_node(expect.node, found) if expect.node else ()),
         *(line for path, file in expect.files.items() for line in _file(path, file, found.root)),
         *_texts(expect, found),
         *_delay(expect, found),
@@ -93,8 +94,12 @@ def _cloud_init(expect: Expectation, found: Evidence) -> Iterator[str]:
         yield from _differ("cloud-init errors", [], found.cloud_init.get("errors", []))
 
 
-def _node(expect: ExpectedNode, nodes: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
-    name = expect.name or next(iter(nodes), "")
+def _node(expect: ExpectedNode, found: Evidence) -> Iterator[str]:
+    name, nodes = expect.name or found.name, found.nodes
+    if expect.absent:
+        if name in nodes:
+            yield f"Node {name}: expected none on the API server / found it"
+        return
     if name not in nodes:
         yield f"Node {name}: expected on the API server / found {_plain(sorted(nodes))}"
         return

@@ -19,6 +19,7 @@ VALUES = {
     "rke2_sha256": "b" * 64,
     "archive_key": "/a.gpg",
     "toolkit_key": "/t.gpg",
+    "proxy": "http://node:secret@proxy.lab:3128",
 }
 
 
@@ -148,6 +149,7 @@ def _found(
     (root / "etc/drop-in").write_text('{"node-label+": []}')
     (root / "etc/drop-in").chmod(0o600)
     return verdict.Evidence(
+        name="n1",
         status=status,
         exit=0,
         boots=[FIRST, SECOND],

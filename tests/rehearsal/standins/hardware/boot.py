@@ -149,7 +149,8 @@ def initramfs() -> None:
     """The pretended initramfs: it holds nouveau unless the blacklist went into it."""
     held = bool(kernel.settings().get("initramfs", True))
     recorded = RECORD.read_text().split() if RECORD.exists() else []
-    if held and kernel.gpus() and "nouveau" not in recorded:
+    stuck = kernel.settings()["nouveau"] == "stuck"
+    if held and kernel.gpus() and (stuck or "nouveau" not in recorded):
         modprobe.main(["-q", "nouveau"])
 
 

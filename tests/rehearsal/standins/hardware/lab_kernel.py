@@ -167,7 +167,7 @@ def count_references(name: str) -> int:
     users = len(list((folder / "holders").iterdir())) if (folder / "holders").is_dir() else 0
     if name == "nvidia" and OPEN.is_dir():
         users += sum(1 for entry in OPEN.iterdir() if Path("/proc", entry.name).exists())
-    if name == "nouveau" and settings()["nouveau"] == "busy":
+    if name == "nouveau" and settings()["nouveau"] in ("busy", "stuck"):
         users += 1
     (folder / "refcnt").write_text(f"{users}\n")
     return users
