@@ -6,6 +6,8 @@
 SHELL := /bin/sh
 SCENARIO ?= default
 KEEP ?=
+SEED ?=
+KILLS ?= 50
 VENV := .cache/venv/bin
 CODE := gpuboot packaging tests
 READY := python3 -m tests.rehearsal.machine
@@ -22,7 +24,7 @@ VERIFY_UNITS = units=$$(mktemp -d) && trap 'rm -rf "$$units"' EXIT && \
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help rehearsal shell rehearsal-all core deb deb-test lint unit test bench clean
+.PHONY: help rehearsal shell rehearsal-all torture core deb deb-test lint unit test bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,10 @@ shell: ## Open a root shell in the node that `make rehearsal KEEP=1` has left
 rehearsal-all: ## Rehearse every scenario, two at a time, and print a table
 	@$(READY) rehearsal
 	@$(REHEARSE) all
+
+torture: ## Kill nodes at random instants; all must end like an uncut one [SEED=n] [KILLS=50]
+	@$(READY) rehearsal
+	@$(REHEARSE) torture --kills '$(KILLS)' $(if $(SEED),--seed '$(SEED)')
 
 core: ## Rehearse the scenarios that `make test` runs
 	@$(READY) rehearsal

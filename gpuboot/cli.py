@@ -132,19 +132,22 @@ def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verb
 
 
 def _start(host: Host) -> None:
-    """Enable first: that is the hold. Then a wrong configuration keeps the service from running."""
+    """Enable first: that is the hold. Raises ConfigError; nothing is touched but the hold then."""
     from gpuboot import config, rke2, systemd
 
     if not host.exists(rke2.ENABLED):
         systemd.enable(host, rke2.GPUBOOT)
-    wanted = config.load(host)
-    for warning in config.warnings(host, wanted):
-        click.echo(f"warning: {warning}", err=True)
-    if looking.locked(host):
-        # It sleeps or walks: a sleeping one is woken and reads its configuration anew.
-        host.must(["systemctl", "reload", "--no-block", rke2.GPUBOOT])
-    else:
-        systemd.start(host, rke2.GPUBOOT)
+    try:
+        wanted = config.load(host)
+        for warning in config.warnings(host, wanted):
+            click.echo(f"warning: {warning}", err=True)
+    finally:
+        # With a wrong configuration too: the service refuses it, and `gpuboot status` tells.
+        if looking.locked(host):
+            # It sleeps or walks: a sleeping one is woken and reads its configuration anew.
+            host.must(["systemctl", "reload", "--no-block", rke2.GPUBOOT])
+        else:
+            systemd.start(host, rke2.GPUBOOT)
 
 
 def _foreground(host: Host, *, once: bool, verbose: bool) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
+from pathlib import Path
 
-from tests.rehearsal import runs
+from tests.rehearsal import runs, torture
 from tests.rehearsal.report import RigError
 from tests.rehearsal.table import ScenarioError
 
@@ -20,6 +22,11 @@ def main() -> int:
     try:
         if arguments.command == "inside":
             return runs.inside(arguments.scenario, arguments.folder, keep=arguments.keep)
+        if arguments.command == "life":
+            kills = tuple(filter(None, arguments.kills.split(",")))
+            return torture.inside(Path(arguments.folder), arguments.seed, kills)
+        if arguments.command == "torture":
+            return torture.torture(_seed(arguments.seed), arguments.kills)
         if arguments.command == "run":
             return runs.outside(arguments.scenario, keep=arguments.keep)
         if arguments.command in ("all", "core"):
@@ -33,6 +40,10 @@ def main() -> int:
         return 130
 
 
+def _seed(given: int | None) -> int:
+    return random.SystemRandom().randrange(1 << 16) if given is None else given
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.rehearsal", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -43,6 +54,13 @@ def _parse() -> argparse.Namespace:
     commands.add_parser("core", help="rehearse the scenarios that `make test` runs")
     commands.add_parser("shell", help="a shell in the node that was kept")
     commands.add_parser("stop", help="switch off the node that was kept")
+    torment = commands.add_parser("torture", help="kill nodes at random instants, and compare")
+    torment.add_argument("--seed", type=int, default=None)
+    torment.add_argument("--kills", type=int, default=50)
+    life = commands.add_parser("life")
+    life.add_argument("folder")
+    life.add_argument("seed", type=int)
+    life.add_argument("kills")
     hidden = commands.add_parser("inside")
     hidden.add_argument("scenario")
     hidden.add_argument("folder")

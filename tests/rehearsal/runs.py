@@ -29,23 +29,21 @@ def outside(name: str, *, keep: bool) -> int:
     if keep:
         stop()  # only one node is kept at a time
     say(f"Rehearsing {chosen.name}: {chosen.setup.description}")
-    _announce(chosen.setup.release)
-    with tree.building():
-        tree.fetch(chosen.setup.release)
+    fetch(chosen.setup.release)
     signal.signal(signal.SIGTERM, _terminated)
-    with _folder(chosen.name, keep=keep) as folder:
-        arguments = ["inside", str(chosen.folder), str(folder), *(["--keep"] if keep else [])]
+    with folder(chosen.name, keep=keep) as place:
+        arguments = ["inside", str(chosen.folder), str(place), *(["--keep"] if keep else [])]
         process = lab.enter(arguments, outlive=keep)
-        status = _result(process, folder)
+        status = _result(process, place)
         if keep and process.poll() is None:
-            KEPT.write_text(json.dumps({"pid": process.pid, "folder": str(folder)}))
+            KEPT.write_text(json.dumps({"pid": process.pid, "folder": str(place)}))
             say("The node is kept: `make shell` opens a shell in it, `make clean` ends it.")
     return status
 
 
-def inside(name: str, folder: str, *, keep: bool) -> int:
+def inside(name: str, folder_name: str, *, keep: bool) -> int:
     """The rehearsal itself, first process of the lab; keeps the lab open after it if asked."""
-    chosen, place = scenario.load(Path(name)), Path(folder)
+    chosen, place = scenario.load(Path(name)), Path(folder_name)
     with stage.staged(chosen, place) as stages:
         status = 1 if rehearse.together(stages) else 0
         if keep:
@@ -61,10 +59,8 @@ def many(*, core: bool) -> int:
     chosen = [scenario.load(folder) for folder in scenario.folders()]
     wanted = [one for one in chosen if one.setup.core or not core]
     say(f"Rehearsing {len(wanted)} scenarios, {AT_A_TIME} at a time.")
-    for release in {one.setup.release for one in wanted}:
-        _announce(release)
-        with tree.building():
-            tree.fetch(release)
+    for release in sorted({one.setup.release for one in wanted}):
+        fetch(release)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         results = list(pool.map(_one_of_many, wanted))
     say(f"\n{'scenario':<32} {'result':<8} seconds")
@@ -109,30 +105,33 @@ def stop() -> int:
     return 0
 
 
-def _announce(release: str) -> None:
+def fetch(release: str) -> None:
+    """Gets what nodes of that Debian need from the network, if it is not there."""
     if not tree.fetched(release):
         say(
             "First run: a base tree, real packages and stand-ins are built and kept in .cache;\n"
             "that takes two or three minutes, and later runs start at once."
         )
+    with tree.building():
+        tree.fetch(release)
 
 
 @contextmanager
-def _folder(name: str, *, keep: bool) -> Iterator[Path]:
+def folder(name: str, *, keep: bool) -> Iterator[Path]:
     """This run's folder; while we or the lab hold its lock nobody sweeps it away."""
-    folder = RUNS / f"{name}-{os.urandom(3).hex()}"
+    place = RUNS / f"{name}-{os.urandom(3).hex()}"
     with tree.building():
         _sweep()
-        folder.mkdir(parents=True)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+        place.mkdir(parents=True)
+        lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR)
         fcntl.flock(lock, fcntl.LOCK_EX)
     os.set_inheritable(lock, True)
     try:
-        yield folder
+        yield place
     finally:
         os.close(lock)
         if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _sweep() -> None:

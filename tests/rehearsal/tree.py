@@ -255,6 +255,8 @@ def _install(tree: Path, debian: str, lab_archive: Path) -> None:
     in_tree(tree, *apt, "update", binds=binds)
     in_tree(tree, *apt, "install", "--yes", "--no-install-recommends", f"/mnt/deb/{found[0].name}",
             binds=binds)  # fmt: skip
+    # For scenarios that install it once more.
+    shutil.copyfile(found[0], tree / hardware.PROGRAMS / "gpuboot.deb")
     for cached in ("var/lib/apt/lists", "var/cache/apt"):
         shutil.rmtree(tree / cached)
         (tree / cached).mkdir()
