@@ -193,4 +193,5 @@ def failure(result: Result) -> GpubootError:
         if match := pattern.search(text):
             line = next((line for line in text.splitlines() if match[0] in line), match[0])
             return GpubootError(code, line.strip(), evidence=evidence, retry=retry)
-    return GpubootError(INSTALL_FAILED, "apt-get failed", evidence=evidence, retry=True)
+    how = f"was killed by signal {-result.code}" if result.code < 0 else "failed"
+    return GpubootError(INSTALL_FAILED, f"apt-get {how}", evidence=evidence, retry=True)

@@ -171,3 +171,9 @@ def test_a_failed_update_is_raised_with_its_meaning(node: Node) -> None:
     with pytest.raises(GpubootError) as caught:
         apt.update(node.host, {})
     assert caught.value.code is apt.SOURCE_FAILED
+
+
+def test_an_apt_that_was_killed_is_told_as_such() -> None:
+    found = apt.failure(Result(-9, "Unpacking dkms ...\n"))
+    assert (found.code, found.retry) == (apt.INSTALL_FAILED, True)
+    assert found.message == "apt-get was killed by signal 9"
