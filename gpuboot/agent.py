@@ -67,7 +67,7 @@ def live_forever(host: Host) -> int:
             return status
         delay = LADDER[min(rung, len(LADDER) - 1)] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
         log.info("next try in %.0f s", delay)
-        host.sleep(delay)
+        host.rest(delay)
 
 
 def walk_once(host: Host) -> tuple[int, int]:

@@ -162,7 +162,7 @@ def _foreground(host: Host, *, once: bool, verbose: bool) -> int:
         host.stop()
 
     def wake(_: int, __: FrameType | None) -> None:
-        host.clock.wake()
+        host.wake()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import os
+import select
 import time
 from datetime import datetime, timezone
 from typing import Protocol
@@ -32,7 +33,9 @@ class SystemClock:
     """The machine's own clocks."""
 
     def __init__(self) -> None:
-        self._woken = threading.Event()
+        # A threading.Event would do but for its lock: a signal handler that sets it while the
+        # sleep holds that lock waits for itself.
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc)
@@ -41,11 +44,14 @@ class SystemClock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def sleep(self, seconds: float) -> None:
-        self._woken.wait(seconds)
-        self._woken.clear()
+        if select.select([self._woken], [], [], seconds)[0]:
+            os.eventfd_read(self._woken)
 
     def wake(self) -> None:
-        self._woken.set()
+        os.eventfd_write(self._woken, 1)
+
+    def __del__(self) -> None:
+        os.close(self._woken)
 
 
 def stamp(moment: datetime) -> str:

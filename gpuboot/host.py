@@ -158,10 +158,11 @@ class Host:
         self.clock: Clock = clock or SystemClock()
         self.web: Web = web or RequestsWeb()
         self.mask = Mask()
+        self.woken = False  # somebody wants us to look again at once
         self._runner = runner
         self._stopping = False
 
-    # -- stopping ---------------------------------------------------------------------------
+    # -- stopping and waking ------------------------------------------------------------------
 
     def stop(self) -> None:
         """From now on start nothing new; what runs is waited for. Safe in a signal handler."""
@@ -178,6 +179,16 @@ class Host:
         self.proceed()
         self.clock.sleep(seconds)
         self.proceed()
+
+    def wake(self) -> None:
+        """Look again at once, with the configuration read anew. Safe in a signal handler."""
+        self.woken = True
+        self.clock.wake()
+
+    def rest(self, seconds: float) -> None:
+        """Wait between two walks, or less when woken, be it in the walk before. Raises Stopped."""
+        self.sleep(0 if self.woken else seconds)
+        self.woken = False
 
     # -- commands ---------------------------------------------------------------------------
 

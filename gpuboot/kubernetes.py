@@ -133,7 +133,7 @@ class NodeJoined:
             if not isinstance(finding, Pending):
                 return
             _raise_known_cause(host, self.config.data_dir(host))
-            if host.clock.boottime() > deadline:
+            if host.clock.boottime() > deadline or host.woken:
                 evidence = systemd.journal(host, rke2.AGENT, lines=12)
                 raise GpubootError(NOT_JOINED, finding.reason, evidence=evidence, retry=True)
             host.sleep(POLL)

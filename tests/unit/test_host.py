@@ -161,6 +161,16 @@ def test_being_stopped_in_a_sleep_ends_it(tmp_path: Path) -> None:
         host.sleep(60)
 
 
+def test_a_wake_is_kept_for_the_next_rest_whatever_is_slept_before_it(node: Node) -> None:
+    node.host.wake()
+    node.host.sleep(5)
+    before = node.clock.seconds
+    node.host.rest(300)
+    assert node.clock.seconds == before
+    node.host.rest(300)
+    assert node.clock.seconds == before + 300
+
+
 # -- looking
 
 

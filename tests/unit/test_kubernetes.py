@@ -273,3 +273,12 @@ def test_a_join_that_takes_too_long_is_told_by_its_cause(
     assert (error.code.id, error.retry) == (id_, True)
     assert said in error.message
     assert error.evidence
+
+
+def test_a_wake_ends_the_looking_on(node: Node) -> None:
+    joined(node, content(ready="False"))
+    node.answers["journalctl"] = ""
+    node.host.wake()
+    with pytest.raises(GpubootError, match="not Ready"):
+        STEP.apply(node.host)
+    assert node.clock.seconds < 20
