@@ -38,7 +38,8 @@ def unfinished(host: Host) -> str | None:
     final = systemd.unit(host, "cloud-final.service")
     if final.job or final.active == "activating":
         return "cloud-init runs its last stage (cloud-final)"
-    if host.exists(RESULT):
+    # One that failed or is masked writes no result any more, in this boot.
+    if host.exists(RESULT) or final.active == "failed" or final.load == "masked":
         return None
     if final.exists and _will_run(host):
         return "cloud-init has not ended yet"

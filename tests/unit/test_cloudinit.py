@@ -40,6 +40,9 @@ FAILED = {"ActiveState": "failed", "SubState": "failed", "Job": "0"}
         ([PROGRAM, RESULT], ENDED, None),
         # installed by pip
         (["/usr/local/bin/cloud-init", ENABLED], QUEUED, LAST),
+        # a last stage that is over and has left no result
+        ([PROGRAM, ENABLED], FAILED, None),
+        ([PROGRAM, ENABLED], {"LoadState": "masked", "UnitFileState": "masked"}, None),
         # an error of an earlier stage is no end
         ([PROGRAM, ENABLED, "/run/cloud-init/status.json"], IDLE, NOT_ENDED),
     ],
