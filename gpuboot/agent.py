@@ -6,20 +6,21 @@ import fcntl
 import logging
 import os
 import random
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING
 
 from gpuboot import checkpoint, config, facts, plan, reboot, rke2, systemd
+from gpuboot.checkpoint import Checkpoint
 from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
 from gpuboot.engine import Outcome, Walk
-from gpuboot.errors import GpubootError, Stopped
+from gpuboot.errors import Code, GpubootError, Stopped
 from gpuboot.nvidia import NO_GPU, OTHER_GPU, GpusAnswer
 from gpuboot.progress import Progress
 
 if TYPE_CHECKING:
-    from gpuboot.checkpoint import Checkpoint
     from gpuboot.facts import Facts
     from gpuboot.host import Host
     from gpuboot.plan import Plan
@@ -27,7 +28,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BUSY = Code(
+    "GB025",
+    "another gpuboot is at work on this machine",
+    (
+        "gpuboot.service is at work, and `gpuboot run --foreground` was started beside it.",
+        "`gpuboot run --foreground` was started by hand and has not ended.",
+    ),
+    ("gpuboot status", "systemctl stop gpuboot", "fuser -v /run/gpuboot/lock"),
+)
+
 LOCK = "/run/gpuboot/lock"
+LOCK_TRIES = 10  # `gpuboot status` by root asks for the lock too, and has it for an instant
 
 # Seconds until the next try, the last one for ever. Where it heals within a minute we notice at
 # once; a card that is attached tomorrow costs twelve looks an hour.
@@ -35,20 +47,25 @@ LADDER = (5, 10, 30, 60, 120, 300)
 JITTER = 0.2  # a pool's nodes must not ask the server in step
 
 EXIT_OK, EXIT_FAILED, EXIT_RETRY, EXIT_CONFIG = 0, 1, 75, 78
+# These two systemd answers with another start: 1 would be the end of it (Restart=on-failure).
+EXIT_BUSY, EXIT_FAULT = 69, 70  # of sysexits(3): unavailable, and an error of the program's own
 
 
-def take_lock(host: Host) -> IO[str] | None:
-    """The lock on the walk, held while the file is open; None if another process has it."""
+def take_lock(host: Host) -> IO[str]:
+    """The lock on the walk, held while the file is open. Raises GB025 if another one has it."""
     path = host.path(LOCK)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     # For root only: whoever can open it could hold the lock against us.
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            host.sleep(0.05)
+        else:
+            return file
+    file.close()
+    raise GpubootError(BUSY, "another gpuboot is at work on this machine")
 
 
 def live_forever(host: Host) -> int:
@@ -57,25 +74,33 @@ def live_forever(host: Host) -> int:
     Raises Stopped when we were asked to stop.
     """
     while True:
-        try:
-            status, rung = walk_once(host)
-        except GpubootError as error:
-            # Trouble outside any step, such as a disk that takes no checkpoint.
-            log.error("%s [%s]; next: %s", error.message, error.code.id, error.hint)  # noqa: TRY400
-            status, rung = EXIT_RETRY, len(LADDER)
+        status, delay = walk_once(host)
         if status != EXIT_RETRY:
             return status
-        delay = LADDER[min(rung, len(LADDER) - 1)] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
         log.info("next try in %.0f s", delay)
         host.rest(delay)
 
 
-def walk_once(host: Host) -> tuple[int, int]:
-    """One walk from the top: exit status, and the rung of the ladder for the next try.
+def walk_once(host: Host) -> tuple[int, float]:
+    """One walk from the top: exit status, and the seconds until the next try.
 
-    0 converged or rebooting, 1 failed, 75 try again, 78 configuration. Raises Stopped, and
-    GpubootError for trouble outside any step.
+    0 converged or rebooting, 1 failed, 75 try again, 78 configuration. Raises Stopped.
     """
+    try:
+        return _walk_from_top(host)
+    except GpubootError as error:
+        # Trouble outside any step, such as a disk that takes no checkpoint.
+        log.error("%s [%s]; next: %s", error.message, error.code.id, error.hint)  # noqa: TRY400
+        delay = _jittered(LADDER[-1])
+        outcome = Outcome("waiting", None, error.message, error.code.id, error.hint)
+        with suppress(GpubootError):
+            # Nothing but the boot id is sure here; it stands in /run, which is memory.
+            record = Checkpoint("", "", "", boot_id=facts.boot_id(host))
+            Progress(host, record, None, ()).end(outcome, _after(host, delay))
+        return EXIT_RETRY, delay
+
+
+def _walk_from_top(host: Host) -> tuple[int, float]:
     machine = facts.gather(host)
     try:
         wanted = config.load(host)
@@ -105,6 +130,10 @@ def _walk(
     prepared = walk.run(road.prepare, ())
     if GpusAnswer.name in walk.held and prepared.state in ("ready", "degraded"):
         return walk.run((), road.join)
+    if prepared.code not in (NO_GPU.id, OTHER_GPU.id):
+        record.missing = None
+    elif record.missing is None:
+        record.missing = record.seconds(host)
     if not _given_up(host, record, wanted, prepared):
         return prepared
     log.warning("joining without the GPU: %s", prepared.reason)
@@ -126,11 +155,11 @@ def _given_up(host: Host, record: Checkpoint, wanted: Config, prepared: Outcome)
     """Whether the GPU has had its time, so that the node may join without it."""
     if prepared.state != "waiting":
         return prepared.state != "rebooting"
-    missing = prepared.code in (NO_GPU.id, OTHER_GPU.id)
-    limit = wanted.gpu.wait if missing else wanted.deadline
+    if record.missing is not None:
+        return record.seconds(host) - record.missing > wanted.gpu.wait
     # A node that was ready before has a new trouble, which began in this boot.
     begun = host.clock.boottime() - record.since if record.ready_at else record.seconds(host)
-    return begun > limit
+    return begun > wanted.deadline
 
 
 def _reboot(
@@ -151,8 +180,8 @@ def _reboot(
 
 def _conclude(
     host: Host, record: Checkpoint, outcome: Outcome, progress: Progress
-) -> tuple[int, int]:
-    """Record how the walk ended, and turn it into an exit status and a rung."""
+) -> tuple[int, float]:
+    """Record how the walk ended, and turn it into an exit status and the next try's delay."""
     if outcome.state in ("ready", "degraded"):
         if outcome.code is None:  # a node that joined without its GPU is not what was wanted
             record.arrive(host)
@@ -163,19 +192,29 @@ def _conclude(
         progress.end(outcome, None)
         return EXIT_OK, 0
     if outcome.state == "waiting":
+        record.meet(f"{outcome.step} {outcome.code}")
         rung = min(record.rung, len(LADDER) - 1)
         record.rung = rung + 1
         record.save(host)
-        progress.end(outcome, stamp(host.clock.now() + timedelta(seconds=LADDER[rung])))
+        delay = _jittered(LADDER[rung])
+        progress.end(outcome, _after(host, delay))
         log.info("waiting: %s [%s]", outcome.reason, outcome.code)
-        return EXIT_RETRY, rung
+        return EXIT_RETRY, delay
     progress.end(outcome, None)
     log.error("failed: %s [%s]; next: %s", outcome.reason, outcome.code, outcome.hint)
     wrong = outcome.code == config.CONFIG_WRONG.id
     return (EXIT_CONFIG if wrong else EXIT_FAILED), 0
 
 
-def _refuse(host: Host, machine: Facts, error: ConfigError) -> tuple[int, int]:
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+
+
+def _after(host: Host, seconds: float) -> str:
+    return stamp(host.clock.now() + timedelta(seconds=seconds))
+
+
+def _refuse(host: Host, machine: Facts, error: ConfigError) -> tuple[int, float]:
     """A wrong configuration: nothing of the walk is done, and the hold stays."""
     record = checkpoint.load(host, machine, budget=Config().reboot.budget)
     progress = Progress(host, record, None, ())
@@ -184,10 +223,19 @@ def _refuse(host: Host, machine: Facts, error: ConfigError) -> tuple[int, int]:
 
 
 def foreground(host: Host, *, once: bool) -> int:
-    """What the unit runs: READY first, so that nobody waits for the walk; then the agent's life."""
-    systemd.notify("READY=1")
+    """What the unit runs: the lock, READY so that nobody waits for the walk, the agent's life."""
     try:
-        return walk_once(host)[0] if once else live_forever(host)
+        with take_lock(host):
+            systemd.notify("READY=1")
+            return walk_once(host)[0] if once else live_forever(host)
     except Stopped:
         log.info("stopped; the next start goes on from what the machine is then")
         return EXIT_OK
+    except GpubootError as error:
+        log.error("%s [%s]; next: %s", error.message, error.code.id, error.hint)  # noqa: TRY400
+        return EXIT_BUSY
+    except Exception:
+        # Ours, or an upgrade has replaced modules under a running process: a new one may do
+        # better. The walk is repeatable, so dying is as good an answer as a power cut.
+        log.exception("gpuboot has a fault of its own")
+        return EXIT_FAULT

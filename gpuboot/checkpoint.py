@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpuboot.clock import stamp
 
@@ -31,6 +32,7 @@ class Spent:
     boot_id: str  # the boot that asked
     step: str
     reason: str
+    helped: bool = False  # the step held afterwards
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Checkpoint:
     product_uuid: str
     boot_id: str = ""
     boots: int = 0
-    rung: int = 0  # where on the ladder of retries we stand
+    trouble: str | None = None  # what was waited for last: step and code
+    rung: int = 0  # where on the ladder of retries we stand with it
+    missing: float | None = None  # `seconds` when the GPU was first found missing
     doing: str | None = None  # the step whose apply was begun
     steps: dict[str, Effort] = field(default_factory=dict)
     reboots: list[Spent] = field(default_factory=list)  # since the node was last ready
@@ -91,15 +95,27 @@ class Checkpoint:
         self.doing = None
         self.save(host)
 
+    def meet(self, trouble: str) -> None:
+        """Something has to be waited for; another trouble than the last begins the ladder anew."""
+        if trouble != self.trouble:
+            self.trouble, self.rung = trouble, 0
+
+    def holds(self, step: str) -> None:
+        """A step holds: if it asked for the last reboot, that one helped. `save` comes later."""
+        if self.reboots and self.reboots[-1].step == step:
+            self.reboots[-1] = replace(self.reboots[-1], helped=True)
+
     def arrive(self, host: Host) -> None:
         """Record that the node is ready; nothing is written if it already was."""
-        if self.ready_at is not None and self.rung == 0:
+        if self.ready_at is not None and self.trouble is None:
             return
         if self.ready_at is None:
             self.ready_at = stamp(host.clock.now())
             self.seconds_to_ready = round(self.seconds(host), 1)
-        self.rung = 0
+        self.trouble, self.rung, self.missing = None, 0, None
         self.surcharge = 0
+        if host.exists(CORRUPT):
+            host.remove(CORRUPT)  # its warning is given: see _lost
         self.save(host)
 
     def depart(self) -> None:
@@ -113,8 +129,10 @@ class Checkpoint:
 def load(host: Host, facts: Facts, *, budget: int) -> Checkpoint:
     """This machine's checkpoint, brought up to this boot and saved if that changed it.
 
-    Another machine's is set aside: a clone starts afresh. One that cannot be read counts as
-    all but one reboot spent, so that a record that breaks in every boot cannot loop for ever.
+    Another machine's is set aside: a clone starts afresh. For one that cannot be read, see
+    `_lost`. None at all is a fresh machine: whoever deletes the file in every boot is believed,
+    because nothing else on the machine tells a deleted record from one that never was. Only
+    where it cannot last over a reboot is that known (`reboot.volatile`).
     """
     found = _read(host, facts, budget)
     if found.boot_id != facts.boot_id:
@@ -139,19 +157,37 @@ def peek(host: Host) -> dict[str, Any] | None:
 def _read(host: Host, facts: Facts, budget: int) -> Checkpoint:
     fresh = Checkpoint(facts.machine_id, facts.instance_id, facts.product_uuid)
     text = host.read(FILE)
-    if text is None:
+    if text is None and not host.exists(FILE):
         return fresh
     try:
-        found = parse(text)
+        found = parse(text or "")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("checkpoint: cannot be read (%s); set aside", error)
-        host.write(CORRUPT, text)
-        return replace(fresh, surcharge=max(0, budget - 1))
-    if not _same_machine(found, facts):
-        log.warning("checkpoint: belongs to another machine; set aside")
-        host.write(FOREIGN, text)
-        return fresh
-    return found
+        return _lost(host, fresh, text or "", budget)
+    if _same_machine(found, facts):
+        return found
+    log.warning("checkpoint: belongs to another machine; set aside")
+    host.write(FOREIGN, text or "")
+    if host.exists(CORRUPT):
+        host.remove(CORRUPT)  # the other machine's too
+    if found.product_uuid and _hardware(found) == _hardware(fresh) and not found.ready_at:
+        # Only the instance-id is another one: this very machine, begun anew. One whose id
+        # changes in every boot must not reboot for ever.
+        fresh.reboots, fresh.surcharge = found.reboots, found.surcharge
+    return fresh
+
+
+def _lost(host: Host, fresh: Checkpoint, text: str, budget: int) -> Checkpoint:
+    """What stands in for a record that cannot be read.
+
+    All but one reboot count as spent. The copy that is set aside stays until the node is
+    ready: a second loss finds it and leaves none, for a disk may break the record in every boot.
+    """
+    again = host.exists(CORRUPT)
+    fresh.surcharge = budget if again else max(0, budget - 1)
+    fresh.save(host)  # before the copy: cut off in between, the next loss is the first
+    host.write(CORRUPT, text)
+    return fresh
 
 
 def parse(text: str) -> Checkpoint:
@@ -159,19 +195,52 @@ def parse(text: str) -> Checkpoint:
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise ValueError(f"schema is not {SCHEMA}")
-    steps = {name: Effort(**effort) for name, effort in content["steps"].items()}
-    reboots = [Spent(**spent) for spent in content["reboots"]]
-    found = Checkpoint(**{**content, "steps": steps, "reboots": reboots})
-    for name in ("boots", "rung", "surcharge", "elapsed", "since", "seen"):
-        if not isinstance(getattr(found, name), (int, float)):
-            raise TypeError(f"{name} is no number")
-    return found
+    steps = {name: _checked(Effort(**effort)) for name, effort in content["steps"].items()}
+    reboots = [_checked(Spent(**spent)) for spent in content["reboots"]]
+    return _checked(Checkpoint(**{**content, "steps": steps, "reboots": reboots}))
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, NoneType),
+    "float | None": (int, float, NoneType),
+}
+R = TypeVar("R", Checkpoint, Effort, Spent)
+
+
+def _checked(record: R) -> R:
+    """The same, if each plain value is of its field's type. Raises TypeError or ValueError."""
+    for item in fields(record):
+        value = getattr(record, item.name)
+        types = _TYPES.get(str(item.type))
+        if types is None:  # steps and reboots, whose own values are checked
+            continue
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise TypeError(f"{item.name} is no {item.type}")
+        if isinstance(value, (int, float)) and not 0 <= value < 1e12:  # nor not-a-number
+            raise ValueError(f"{item.name} is out of range")
+    return record
+
+
+def _hardware(record: Checkpoint) -> tuple[str, str]:
+    return record.machine_id, record.product_uuid
 
 
 def _same_machine(found: Checkpoint, facts: Facts) -> bool:
-    """An instance-id counts only when both sides have one: the file may precede cloud-init."""
-    if found.machine_id != facts.machine_id or found.product_uuid != facts.product_uuid:
-        return False
-    if not found.instance_id:
-        found.instance_id = facts.instance_id
-    return not facts.instance_id or found.instance_id == facts.instance_id
+    """Whether the record is this machine's; what its ids lacked it learns.
+
+    Instance-id and UUID count only where both sides have one: the file may precede cloud-init,
+    and a hypervisor may begin to tell a UUID. A record without machine-id is nobody's.
+    """
+    for ours, theirs in (
+        (facts.instance_id, found.instance_id),
+        (facts.product_uuid, found.product_uuid),
+    ):
+        if ours and theirs and ours != theirs:
+            return False
+    found.instance_id = found.instance_id or facts.instance_id
+    found.product_uuid = found.product_uuid or facts.product_uuid
+    return found.machine_id == facts.machine_id

@@ -101,7 +101,8 @@ def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verb
 
     \b
     Exit status: 0 started (with --wait: ready), 1 failed, 2 usage, 3 not ready in time,
-    4 degraded, 75 with --once: worth another try, 78 configuration wrong.
+    4 degraded, 78 configuration wrong. With --foreground also 69 another gpuboot is at work,
+    70 a fault of gpuboot itself; with --once 75 worth another try.
     """
     if (once or verbose) and not foreground:
         raise click.UsageError("--once and --verbose go with --foreground")
@@ -139,24 +140,32 @@ def _start(host: Host) -> None:
         systemd.enable(host, rke2.GPUBOOT)
     try:
         wanted = config.load(host)
-        for warning in config.warnings(host, wanted):
-            click.echo(f"warning: {warning}", err=True)
-    finally:
-        # With a wrong configuration too: the service refuses it, and `gpuboot status` tells.
-        if looking.locked(host):
-            # It sleeps or walks: a sleeping one is woken and reads its configuration anew.
-            host.must(["systemctl", "reload", "--no-block", rke2.GPUBOOT])
-        else:
-            systemd.start(host, rke2.GPUBOOT)
+    except config.ConfigError:
+        _begin(host)  # the service refuses it as well, and `gpuboot status` tells of it
+        raise
+    for warning in config.warnings(host, wanted):
+        click.echo(f"warning: {warning}", err=True)
+    _begin(host)
+
+
+def _begin(host: Host) -> None:
+    """Start the service, or make the one at work look again. Raises GB025."""
+    from gpuboot import agent, rke2, systemd
+
+    if not looking.locked(host):
+        systemd.start(host, rke2.GPUBOOT)
+    elif systemd.unit(host, rke2.GPUBOOT).live:
+        # It sleeps or walks: it looks again at once, with the configuration read anew. Has it
+        # ended by now, it is started.
+        host.must(["systemctl", "reload-or-restart", "--no-block", rke2.GPUBOOT])
+    else:
+        raise GpubootError(agent.BUSY, "another gpuboot, started by hand, is at work here")
 
 
 def _foreground(host: Host, *, once: bool, verbose: bool) -> int:
     from gpuboot import agent, log
 
     log.start(host.mask, verbose=verbose)
-    lock = agent.take_lock(host)
-    if lock is None:
-        raise click.ClickException("another gpuboot is at work on this machine: gpuboot status")
 
     def stop(_: int, __: FrameType | None) -> None:
         host.stop()
@@ -167,8 +176,7 @@ def _foreground(host: Host, *, once: bool, verbose: bool) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGHUP, wake)
-    with lock:
-        return agent.foreground(host, once=once)
+    return agent.foreground(host, once=once)
 
 
 def _wait(host: Host, timeout: float) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Walk:
             self.drift += finding.drift
             self.shows.update(finding.shows)
             self.held.add(step.name)
+            self.checkpoint.holds(step.name)
             return None
         if isinstance(finding, Pending):  # only on a live node, else it was applied
             self._differs(step, finding.reason)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
 
 from gpuboot import checkpoint as checkpoints
-from gpuboot import cloudinit
+from gpuboot import cloudinit, rke2, systemd
 from gpuboot.checkpoint import Checkpoint, Spent
 from gpuboot.errors import Code, GpubootError
 
@@ -42,11 +43,24 @@ NOT_ALLOWED = Code(
 NOT_RECORDED = Code(
     "GB024",
     "the record of a reboot could not be read back",
-    ("The disk or the file system loses writes.",),
-    ("journalctl -k -p err -n 20", "df -h /var/lib/gpuboot"),
+    (
+        "The disk or the file system loses writes.",
+        "/var/lib/gpuboot is on a file system in memory: every boot would ask for one more reboot.",
+    ),
+    ("journalctl -k -p err -n 20", "findmnt --target /var/lib/gpuboot"),
+)
+NOT_YET = Code(
+    "GB026",
+    "a reboot is due and has to wait",
+    (
+        "cloud-init, or a plan of Rancher's, is at work: a reboot would cut it off.",
+        "rke2-agent has become active: the node may carry workloads.",
+    ),
+    ("gpuboot status", "cloud-init status --long", "systemctl status rancher-system-agent"),
 )
 
-POLL = 1.0  # seconds between two looks at cloud-init
+POLL = 1.0  # seconds between two looks at what the reboot waits for
+IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def permit(record: Checkpoint, settings: Reboot, step: str, reason: str) -> None:
@@ -54,35 +68,84 @@ def permit(record: Checkpoint, settings: Reboot, step: str, reason: str) -> None
     counted = [] if record.ready_at else record.reboots  # those of an earlier road are over
     asked_now = [spent for spent in counted if spent.boot_id == record.boot_id]
     before = [spent for spent in counted if spent.boot_id != record.boot_id]
-    if before and (before[-1].step, before[-1].reason) == (step, reason):
+    last = before[-1] if before else None
+    if last and (last.step, last.reason) == (step, reason) and not last.helped:
         raise GpubootError(DID_NOT_HELP, f"a reboot did not help: {reason}")
     if not settings.allow:
         raise GpubootError(NOT_ALLOWED, f"a reboot is needed: {reason}", retry=True)
     spent = len(counted) + record.surcharge
     if not asked_now and spent >= settings.budget:
+        lost = f", {record.surcharge} of them for a lost record" if record.surcharge else ""
         raise GpubootError(
-            BUDGET_SPENT, f"{spent} of {settings.budget} reboots are spent; still: {reason}"
+            BUDGET_SPENT, f"{spent} of {settings.budget} reboots are spent{lost}; still: {reason}"
         )
 
 
 def reboot(
     host: Host, record: Checkpoint, step: str, reason: str, watch: Callable[[str], None]
 ) -> None:
-    """Wait for cloud-init, record durably, and ask systemd for the reboot.
+    """Wait for what a reboot would cut off, record durably, and ask systemd for the reboot.
 
-    `watch` is told what is waited for. Raises GB024, GB012, Stopped.
+    `watch` is told what is waited for. Raises GB024, GB026, GB012, Stopped.
     """
+    if kind := volatile(host, checkpoints.FILE):
+        raise GpubootError(
+            NOT_RECORDED, f"{checkpoints.FILE} is on {kind}: no record of a reboot would last"
+        )
     told = None
-    while blocker := cloudinit.unfinished(host):
+    while blocker := _blocker(host):
         if blocker != told:
             log.info("reboot: %s; waiting for it to end", blocker)
             watch(f"{reason}; the reboot waits: {blocker}")
             told = blocker
+        if host.woken:  # the configuration may say something else by now
+            raise GpubootError(NOT_YET, f"{reason}; the reboot waits: {blocker}", retry=True)
         host.sleep(POLL)
+    if rke2.live(host):  # it was not when the walk asked, maybe long ago
+        raise GpubootError(
+            NOT_YET, f"rke2-agent has become active; a reboot is still needed: {reason}",
+            hint="drain the node, then reboot", retry=True,
+        )  # fmt: skip
     spend(host, record, step, reason)
     watch(reason)
     log.info("reboot: %s", reason)
     host.must(["systemctl", "reboot"])
+
+
+def _blocker(host: Host) -> str | None:
+    """What is at work that a reboot would cut off."""
+    if blocker := cloudinit.unfinished(host):
+        return blocker
+    # A plan that was cut off leaves the interlock behind: it counts while somebody may apply.
+    if host.exists(rke2.INTERLOCK) and systemd.unit(host, "rancher-system-agent.service").live:
+        return "Rancher's system-agent is applying its plan"
+    return None
+
+
+def volatile(host: Host, name: str) -> str | None:
+    """The kind of the file system in memory that holds a file; None if it is on a disk.
+
+    An overlay is what its upper folder is on, where that can be seen from here.
+    """
+    mounts = host.read("/proc/self/mountinfo") or ""
+    kind, options = _mount(mounts, name)
+    upper = re.search(r"(?:^|,)upperdir=([^,]+)", options)
+    if upper and host.exists(upper[1]):  # a container's is a path of its host
+        kind, _ = _mount(mounts, upper[1])
+    return kind if kind in IN_MEMORY else None
+
+
+def _mount(mounts: str, name: str) -> tuple[str, str]:
+    """Type and options of the file system that a name is on (proc(5): mountinfo)."""
+    point, found = "", ("", "")
+    for line in mounts.splitlines():
+        words, _, rest = line.partition(" - ")
+        here = words.split()[4]
+        # The later of two mounts in one place hides the earlier.
+        if len(here) >= len(point) and f"{name}/".startswith(f"{here.rstrip('/')}/"):
+            kind, *_, options = rest.split()
+            point, found = here, (kind, options)
+    return found
 
 
 def spend(host: Host, record: Checkpoint, step: str, reason: str) -> None:

@@ -103,8 +103,9 @@ class Machine:
 
     root: Path
     cluster: Cluster
-    nouveau: str = "absent"  # or idle, busy
+    nouveau: str = "absent"  # or idle, busy, stuck (busy, and no blacklist keeps it out)
     gpu: bool = True
+    uuid: str = "4206A5A4-0000-0000-0000-000000000001"
     boots: int = 0
     rebooting: bool = False
     commands: list[str] = field(default_factory=list)
@@ -137,11 +138,13 @@ class Machine:
         self.active = set()
         self.clock = self.cluster.clock = FakeClock()
         self.cluster.agent_gone()
+        self.put("/sys/class/dmi/id/product_uuid", f"{self.uuid}\n")
         self.put("/proc/sys/kernel/osrelease", KERNEL + "\n")
         self.put("/proc/sys/kernel/hostname", "gpu-1\n")
         self.put("/proc/sys/kernel/random/boot_id", f"boot-{self.boots}\n")
-        if self.nouveau != "absent" and "nouveau" not in self.load("initramfs"):
-            self.put("/sys/module/nouveau/refcnt", "1" if self.nouveau == "busy" else "0")
+        blocked = "nouveau" in self.load("initramfs") and self.nouveau != "stuck"
+        if self.nouveau != "absent" and not blocked:
+            self.put("/sys/module/nouveau/refcnt", "0" if self.nouveau == "idle" else "1")
         if self.path("/etc/modules-load.d/gpuboot.conf").exists():
             self._modprobe(["nvidia"])
             self._modprobe(["nvidia-uvm"])

@@ -110,9 +110,7 @@ def test_on_a_live_node_nothing_disruptive_is_done(
     machine.boot()
     machine.active.add("rke2-agent.service")
     host = machine.host()
-    lock = agent.take_lock(host)
-    assert lock
-    with lock:
+    with agent.take_lock(host):
         agent.walk_once(host)
         found = status.look(host)
     assert not [line for line in machine.commands if DISRUPTIVE.match(line)]

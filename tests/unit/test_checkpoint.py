@@ -107,6 +107,26 @@ def test_arriving_forgives_what_was_counted_for_a_lost_record(node: Node) -> Non
     assert (record.surcharge, record.rung) == (0, 0)
 
 
+def test_another_trouble_begins_the_ladder_anew(node: Node) -> None:
+    record = load(node)
+    for trouble, rung in (("gpu-present GB110", 0), ("gpu-present GB110", 3), ("x GB201", 0)):
+        record.meet(trouble)
+        assert (record.trouble, record.rung) == (trouble, rung)
+        record.rung = 3
+
+
+def test_a_step_that_holds_tells_that_its_reboot_helped(node: Node) -> None:
+    record = load(node)
+    record.holds("driver-loaded")
+    record.reboots = [Spent("boot-0", "driver-loaded", "a"), Spent("boot-0", "other", "b")]
+    record.holds("driver-loaded")
+    assert [spent.helped for spent in record.reboots] == [False, False]
+    record.holds("other")
+    assert [spent.helped for spent in record.reboots] == [False, True]
+    record.save(node.host)
+    assert checkpoint.parse(node.text(checkpoint.FILE) or "") == record
+
+
 def test_departing_begins_a_new_road(node: Node) -> None:
     record = load(node)
     record.begin(node.host, "packages")
@@ -120,8 +140,9 @@ def test_departing_begins_a_new_road(node: Node) -> None:
 # -- whose it is
 
 FOREIGN = [
-    {"machine_id": "other"}, {"product_uuid": "other"}, {"instance_id": "i-2"},
-    {"product_uuid": ""},
+    {"machine_id": "other"}, {"product_uuid": "other"}, {"machine_id": ""},
+    {"machine_id": "uninitialized"}, {"machine_id": "other", "product_uuid": ""},
+    {"product_uuid": "other", "instance_id": "i-2"},
 ]  # fmt: skip
 
 
@@ -129,10 +150,32 @@ FOREIGN = [
 def test_another_machines_record_is_set_aside(node: Node, changes: dict[str, str]) -> None:
     store(node, reboots=[{"boot_id": "b", "step": "s", "reason": "r"}] * 3, boots=7, **changes)
     theirs = node.text(checkpoint.FILE)
+    node.put(checkpoint.CORRUPT, "theirs too")
     found = load(node)
-    assert (found.spent, found.boots) == (0, 1)
+    assert (found.spent, found.boots, found.elapsed) == (0, 1, 0.0)
+    assert (found.started, found.ready_at) == ("2026-01-01T00:00:10Z", None)
+    assert found.seconds(node.host) < 1
     assert node.text(checkpoint.FOREIGN) == theirs
+    assert node.text(checkpoint.CORRUPT) is None
     assert saved(node)["machine_id"] == HERE.machine_id
+
+
+@pytest.mark.parametrize(("ready_at", "spent"), [(None, 1), ("2026-01-01T00:00:00Z", 0)])
+def test_a_new_instance_on_the_same_machine_begins_afresh_but_for_its_reboots(
+    node: Node, ready_at: str | None, spent: int
+) -> None:
+    reboots = [{"boot_id": "b", "step": "s", "reason": "r"}]
+    store(node, instance_id="i-0", boots=7, rung=4, reboots=reboots, ready_at=ready_at)
+    found = load(node)
+    assert (found.spent, found.boots, found.rung, found.instance_id) == (spent, 1, 0, "i-1")
+    assert json.loads(node.text(checkpoint.FOREIGN) or "")["boots"] == 7
+
+
+def test_a_machine_that_begins_to_tell_its_uuid_keeps_its_record(node: Node) -> None:
+    store(node, product_uuid="", boots=4, boot_id="boot-0")
+    assert load(node).boots == 5
+    assert saved(node)["product_uuid"] == HERE.product_uuid
+    assert load(node, product_uuid="").boots == 5
 
 
 def test_a_record_from_before_cloud_init_learns_the_instance_id(node: Node) -> None:
@@ -153,7 +196,7 @@ CORRUPT = [
     '{"schema": 1, "steps": {}, "reboots": [{"what": 1}]}',
     '{"schema": 1, "steps": {"x": 1}, "reboots": []}',
     '{"schema": 1, "steps": {}, "reboots": null, "machine_id": ""}',
-    '{"schema": 1, "steps": {}, "reboots": [], "unheard-of": 1}',
+    '{"schema": 1, "steps": {}, "reboots": [], "unheard-of": 1}', "[" * 3 + "]" * 2,
 ]  # fmt: skip
 
 
@@ -173,7 +216,14 @@ def test_a_lost_record_costs_all_but_one_reboot(node: Node, budget: int, spent: 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": []}, {"boots": None, "boot_id": "b"}, {"elapsed": "x", "boot_id": "b"}],
+    "changes",
+    [
+        {"steps": []}, {"boots": None}, {"elapsed": "x"}, {"rung": 1.5}, {"rung": -1},
+        {"rung": True}, {"seen": float("nan")}, {"since": float("inf")}, {"boot_id": 7},
+        {"ready_at": 7}, {"seconds_to_ready": "x"}, {"missing": []}, {"trouble": 1},
+        {"steps": {"packages": {"attempts": "x"}}}, {"steps": {"packages": {"seconds": None}}},
+        {"reboots": [{"boot_id": "b", "step": "s", "reason": None}]},
+    ],
     ids=str,
 )  # fmt: skip
 def test_a_record_with_wrong_types_leaves_one_reboot(
@@ -181,6 +231,28 @@ def test_a_record_with_wrong_types_leaves_one_reboot(
 ) -> None:
     store(node, **changes)
     assert load(node, budget=3).spent == 2
+
+
+@pytest.mark.parametrize("text", ["{", ""])
+def test_a_second_lost_record_leaves_no_reboot(node: Node, text: str) -> None:
+    for boot, spent in (("boot-1", 2), ("boot-2", 3), ("boot-3", 3)):
+        node.put(checkpoint.FILE, text)
+        assert load(node, budget=3, boot_id=boot).spent == spent
+
+
+def test_a_record_that_is_lost_again_after_the_node_was_ready_leaves_one_reboot(
+    node: Node,
+) -> None:
+    node.put(checkpoint.FILE, "{")
+    load(node).arrive(node.host)
+    node.put(checkpoint.FILE, "{")
+    assert load(node, budget=3).spent == 2
+
+
+def test_a_record_that_is_there_and_cannot_be_read_is_lost(node: Node) -> None:
+    node.link(checkpoint.FILE, "checkpoint.json")  # as a bad sector: reading it is an error
+    assert load(node, budget=3).spent == 2
+    assert saved(node)["surcharge"] == 2
 
 
 # -- for display

@@ -5,17 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuboot.clock import SystemClock
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 def wake_at(clock: SystemClock, line: int) -> None:
     """Sleep, and at the n-th line of Python that this takes do what a signal handler does."""
     lines = 0
 
-    def trace(frame: FrameType, event: str, _: object) -> object:
+    def trace(_: FrameType, event: str, __: object) -> TraceFunction | None:
         nonlocal lines
         if event == "line":
             lines += 1

@@ -34,7 +34,10 @@ PERMITTED = [
     (record((NOW, WHY)), Reboot(budget=1)),
     (record(("boot-2", "other"), (NOW, WHY)), Reboot(budget=2)),
     (record(surcharge=2), Reboot(budget=3)),
-]
+    # The last one did help, until something undid it.
+    (Checkpoint("m", "i", "u", boot_id=NOW, reboots=[Spent("boot-2", STEP, WHY, helped=True)]),
+     Reboot(budget=2)),
+]  # fmt: skip
 REFUSED = [
     (record(("boot-2", WHY)), Reboot(budget=3), "GB021", False),
     (record(("boot-2", WHY), (NOW, WHY)), Reboot(budget=3), "GB021", False),
@@ -78,10 +81,11 @@ def test_the_record_is_written_before_the_reboot_is_asked_for(node: Node) -> Non
         found.append(json.loads(node.text(checkpoint.FILE) or "")["reboots"])
         return Result(0)
 
+    node.unit("rke2-agent.service")
     node.answers["systemctl reboot"] = systemctl
     told: list[str] = []
     reboot.reboot(node.host, record(), STEP, WHY, told.append)
-    assert found == [[{"boot_id": NOW, "step": STEP, "reason": WHY}]]
+    assert found == [[{"boot_id": NOW, "step": STEP, "reason": WHY, "helped": False}]]
     assert told == [WHY]
 
 
@@ -101,6 +105,7 @@ def test_the_first_reboot_after_the_node_was_ready_begins_a_new_road(node: Node)
 
 def test_a_record_that_cannot_be_written_stops_the_reboot(node: Node) -> None:
     node.put("/var/lib/gpuboot")  # a file where the folder must be
+    node.unit("rke2-agent.service")
     node.answers["systemctl reboot"] = ""
     with pytest.raises(GpubootError) as caught:
         reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
@@ -126,6 +131,7 @@ def test_a_record_that_is_lost_stops_the_reboot(node: Node) -> None:
 def test_a_reboot_waits_until_cloud_init_is_done(node: Node) -> None:
     node.put("/usr/bin/cloud-init")
     node.put("/run/cloud-init/enabled")
+    node.unit("rke2-agent.service")
     states = ["inactive", "activating", "activating", "active"]
 
     def show(_: Command) -> Result:
@@ -153,3 +159,81 @@ def test_being_stopped_while_cloud_init_runs_spends_nothing(node: Node) -> None:
     with pytest.raises(Stopped):
         reboot.reboot(node.host, record(), STEP, WHY, lambda _: node.host.stop())
     assert node.text(checkpoint.FILE) is None
+
+
+# -- what else comes first
+
+
+def refused(node: Node) -> GpubootError:
+    """Why a reboot that the walk asked for does not happen, and is not recorded."""
+    node.answers["systemctl reboot"] = ""
+    with pytest.raises(GpubootError) as caught:
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+    assert "systemctl reboot" not in node.ran
+    assert node.text(checkpoint.FILE) is None
+    return caught.value
+
+
+def test_a_wake_ends_the_waiting_for_cloud_init_so_that_the_configuration_is_read(
+    node: Node,
+) -> None:
+    node.put("/usr/bin/cloud-init")
+    node.unit("cloud-final.service", ActiveState="activating")
+    node.host.wake()
+    error = refused(node)
+    assert (error.code, error.retry) == (reboot.NOT_YET, True)
+
+
+def test_a_node_that_became_live_while_the_reboot_waited_is_not_rebooted(node: Node) -> None:
+    node.unit("rke2-agent.service", ActiveState="active")
+    error = refused(node)
+    assert (error.code, error.retry) == (reboot.NOT_YET, True)
+    assert error.hint == "drain the node, then reboot"
+
+
+def test_a_reboot_waits_for_a_plan_that_rancher_applies(node: Node) -> None:
+    node.put("/var/lib/rancher/agent/interlock/applyinator-active")
+    node.unit("rke2-agent.service")
+    node.unit("rancher-system-agent.service", ActiveState="active")
+    node.answers["systemctl reboot"] = ""
+    told: list[str] = []
+
+    def watch(text: str) -> None:
+        told.append(text)
+        # Stopped: what it was at is over, though the interlock is left behind.
+        node.unit("rancher-system-agent.service", ActiveState="inactive")
+
+    reboot.reboot(node.host, record(), STEP, WHY, watch)
+    assert told == [f"{WHY}; the reboot waits: Rancher's system-agent is applying its plan", WHY]
+
+
+DISK = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+MOUNTS = [
+    ("", None),
+    (DISK, None),
+    (f"{DISK}30 22 0:30 / /var rw - tmpfs tmpfs rw,size=1g\n", "tmpfs"),
+    (f"{DISK}30 22 0:30 / /var/lib rw shared:9 master:1 - ramfs none rw\n", "ramfs"),
+    (f"{DISK}30 22 0:30 / /var/lib/gpu rw - tmpfs tmpfs rw\n", None),
+    (f"{DISK}30 22 0:30 / /var rw - tmpfs tmpfs rw\n31 30 8:2 / /var/lib rw - xfs /dev/b rw\n",
+     None),
+    ("22 1 0:2 / / rw - tmpfs tmpfs rw\n23 1 8:1 / / rw - ext4 /dev/sda1 rw\n", None),
+    (("22 1 0:9 / / rw - overlay over rw,lowerdir=/r,upperdir=/rw/up,workdir=/rw/work\n"
+     "23 22 0:8 / /rw rw - tmpfs tmpfs rw\n"), "tmpfs"),
+    # A container's upper folder is where its host has it.
+    (("22 1 0:9 / / rw - overlay over rw,lowerdir=/r,upperdir=/tmp/up\n"
+     "23 22 0:8 / /tmp rw - tmpfs tmpfs rw\n"), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mounts", "kind"), MOUNTS)
+def test_a_file_system_in_memory_is_known(node: Node, mounts: str, kind: str | None) -> None:
+    node.put("/rw/up/file")
+    node.put("/proc/self/mountinfo", mounts)
+    assert reboot.volatile(node.host, checkpoint.FILE) == kind
+
+
+def test_where_no_record_lasts_no_reboot_is_asked_for(node: Node) -> None:
+    node.put("/proc/self/mountinfo", "22 1 0:2 / / rw - tmpfs tmpfs rw\n")
+    error = refused(node)
+    assert (error.code, error.retry) == (reboot.NOT_RECORDED, False)
+    assert error.message == f"{checkpoint.FILE} is on tmpfs: no record of a reboot would last"
