@@ -123,11 +123,11 @@ def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verb
     before = looking.look(host)
     _start(host)
     if wait:
-        sys.exit(looking.exit_code(_wait(host, timeout or 1800.0)))
+        sys.exit(looking.exit_code(_wait(looking.anew(host, before), timeout or 1800.0)))
     if before["state"] == "ready":
-        _confirm(host, before)
+        _confirm(looking.anew(host, before), before)
     elif sys.stdout.isatty():
-        _follow(host)
+        _follow(looking.anew(host, before))
     else:
         click.echo("gpuboot is at work; where it stands: gpuboot status")
 
@@ -179,26 +179,24 @@ def _foreground(host: Host, *, once: bool, verbose: bool) -> int:
     return agent.foreground(host, once=once)
 
 
-def _wait(host: Host, timeout: float) -> dict[str, Any]:
+def _wait(look: Callable[[], dict[str, Any]], timeout: float) -> dict[str, Any]:
     """Look until the walk is over or the time is up; says so only in its exit status."""
     deadline = time.monotonic() + timeout
     while True:
-        found = looking.look(host)
+        found = look()
         if found["state"] in looking.FINAL or time.monotonic() > deadline:
             click.echo(_text(found))
             return found
         time.sleep(0.5)
 
 
-def _confirm(host: Host, before: dict[str, Any]) -> None:
+def _confirm(look: Callable[[], dict[str, Any]], before: dict[str, Any]) -> None:
     """A ready node: look on while the walk passes over it, and say whether it had to act."""
     deadline = time.monotonic() + READY_WAIT
-    found = before
-    while time.monotonic() < deadline:
-        found = looking.look(host)
-        if found["checked"] != before["checked"] and found["state"] in looking.FINAL:
-            break
+    found = look()
+    while found["state"] not in looking.FINAL and time.monotonic() < deadline:
         time.sleep(0.1)
+        found = look()
     efforts = [
         {step["name"]: step["attempts"] for step in document["steps"]}
         for document in (before, found)
@@ -209,11 +207,11 @@ def _confirm(host: Host, before: dict[str, Any]) -> None:
         click.echo(f"{found['state']}: {found['reason']}; more: gpuboot status")
 
 
-def _follow(host: Host) -> None:
+def _follow(look: Callable[[], dict[str, Any]]) -> None:
     from gpuboot import show
 
     try:
-        found = show.follow(lambda: looking.look(host))
+        found = show.follow(look)
     except KeyboardInterrupt:
         click.echo("\nthe work goes on; where it stands: gpuboot status")
         return
@@ -248,7 +246,7 @@ def status(*, as_json: bool, wait: bool, watch: bool, timeout: float | None) -> 
         while looking.look(host)["state"] not in looking.FINAL and time.monotonic() < deadline:
             time.sleep(0.5)
     if watch:
-        _follow(host)
+        _follow(lambda: looking.look(host))
     found = looking.look(host)
     if as_json:
         _json(found)

@@ -38,6 +38,7 @@ class Progress:
         self._steps: dict[str, dict[str, Any]] = {
             step.name: {"name": step.name, "state": "pending", "reason": ""} for step in steps
         }
+        self._walk = round(host.clock.boottime(), 2)
         self._shows: dict[str, Any] = {}
         self._head: dict[str, Any] = {"state": "running", "step": None, "reason": "looking"}
 
@@ -82,6 +83,7 @@ class Progress:
             **head,
             "mode": self._config.mode if self._config else None,
             "boot_id": record.boot_id,
+            "walk": self._walk,  # when it began, in seconds of this boot: no two are the same
             "checked": stamp(host.clock.now()),
             "progress": self._counted(),
             "steps": [self._step(item) for item in self._steps.values()],

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuboot.host import Host
 
 # Repeated here as texts: importing the modules they belong to would cost more than all the rest.
@@ -23,6 +26,7 @@ EXIT_CODES = {"ready": 0, "failed": 1, "degraded": 4}
 IN_PROGRESS = 3
 NEVER_ENABLED = 5
 FINAL = ("ready", "degraded", "failed")
+BEGIN_WAIT = 20.0  # seconds a walk that was asked for may take to begin
 
 
 def look(host: Host) -> dict[str, Any]:
@@ -32,7 +36,9 @@ def look(host: Host) -> dict[str, Any]:
     walking = locked(host)
     found = _json(host, PROGRESS)
     if found is None or found.get("boot_id") != boot_id:
-        found = _idle(_json(host, CHECKPOINT), enabled=enabled, walking=walking)
+        found = _idle(host, enabled=enabled, walking=walking)
+    elif found["state"] == "failed" and walking:
+        found = {**found, **_BEGINS}
     elif found["state"] in ("running", "waiting") and not walking:
         found = {
             **found,
@@ -43,6 +49,18 @@ def look(host: Host) -> dict[str, Any]:
     elif found["state"] in ("ready", "degraded") and not walking:
         found = _verified(host, found)
     return {**found, "boot_id": boot_id, "enabled": enabled}
+
+
+def anew(host: Host, before: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Looks at the walk that was just asked for: how the one before it ended is no answer."""
+    patience = time.monotonic() + BEGIN_WAIT
+
+    def look_anew() -> dict[str, Any]:
+        found = look(host)
+        over = found["state"] in FINAL and found.get("walk") == before.get("walk")
+        return {**found, **_BEGINS} if over and time.monotonic() < patience else found
+
+    return look_anew
 
 
 def exit_code(found: dict[str, Any]) -> int:
@@ -75,27 +93,46 @@ def _json(host: Host, name: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("schema") == 1 else None
 
 
-def _idle(record: dict[str, Any] | None, *, enabled: bool, walking: bool) -> dict[str, Any]:
+# What stands over the end of an earlier walk when another one is on its way.
+_BEGINS: dict[str, Any] = {
+    "state": "running", "step": None, "reason": "the walk begins", "code": None, "hint": None,
+    "evidence": None, "next_attempt": None, "steps": [],
+}  # fmt: skip
+
+
+def _idle(host: Host, *, enabled: bool, walking: bool) -> dict[str, Any]:
     """The document when the agent has written nothing in this boot."""
+    record = _json(host, CHECKPOINT) or {}
+    try:
+        found = _recorded(record)
+    except (AttributeError, KeyError, TypeError):  # damaged; the agent will set it aside
+        record, found = {}, _recorded({})
     if walking:
-        state, reason, hint = "running", "the walk begins", None
-    elif not enabled:
-        state, reason, hint = "idle", "gpuboot.service is not enabled", "gpuboot run"
-    else:
-        state, reason, hint = "idle", "no walk has begun in this boot", "gpuboot run"
-    last = record or {}
-    if last.get("ready_at"):
-        reason += f"; the node was ready at {last['ready_at']}"
+        return {**found, **_BEGINS}
+    reason = "no walk has begun in this boot" if enabled else "gpuboot.service is not enabled"
+    if record.get("ready_at"):
+        reason += f"; the node was ready at {record['ready_at']}"
+    if record.get("trouble"):
+        reason += f"; it waited last in {record['trouble']}"
+    if record and not enabled:
+        agent = host.run(["systemctl", "is-active", "rke2-agent.service"]).out.strip()
+        reason += f"; rke2-agent is {agent or 'not there'}"
+    return {**found, "reason": reason}
+
+
+def _recorded(last: dict[str, Any]) -> dict[str, Any]:
+    """An idle node's document, with what the checkpoint remembers. Raises for a damaged one."""
     reboots = last.get("reboots", [])
     return {
         "schema": 1,
-        "state": state,
+        "state": "idle",
         "step": last.get("doing"),
-        "reason": reason,
+        "reason": "",
         "code": None,
-        "hint": hint,
+        "hint": "gpuboot run",
         "next_attempt": None,
         "mode": None,
+        "walk": None,
         "checked": None,
         "progress": None,
         "steps": [

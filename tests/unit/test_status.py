@@ -251,6 +251,76 @@ def test_another_boots_walk_is_not_this_ones(booted: Node) -> None:
     assert seen["steps"][0]["seconds"] == 90.0
 
 
+def test_an_idle_node_tells_what_it_waited_for_last(booted: Node) -> None:
+    waited = record("boot-0")
+    waited.trouble = "gpu-present GB110"
+    waited.save(booted.host)
+    assert look(booted)["reason"] == (
+        "no walk has begun in this boot; it waited last in gpu-present GB110"
+    )
+
+
+@pytest.mark.parametrize(
+    ("active", "said"), [("active\n", "active"), ("inactive\n", "inactive"), ("", "not there")]
+)
+def test_a_node_that_gpuboot_was_taken_from_tells_what_became_of_rke2(
+    booted: Node, active: str, said: str
+) -> None:
+    booted.host.remove(status.ENABLED)
+    arrived = record("boot-0")
+    arrived.ready_at = "2026-01-01T00:01:00Z"
+    arrived.save(booted.host)
+    booted.answers["systemctl is-active rke2-agent.service"] = active
+    seen = look(booted)
+    assert (seen["state"], seen["enabled"], status.exit_code(seen)) == ("idle", False, 3)
+    assert seen["reason"] == (
+        "gpuboot.service is not enabled; the node was ready at 2026-01-01T00:01:00Z;"
+        f" rke2-agent is {said}"
+    )
+
+
+DAMAGED = [
+    '{"schema": 1, "boots": 3, "reboots": null}', '{"schema": 1, "boots": 3, "reboots": [7]}',
+    '{"schema": 1, "boots": 3, "steps": {"packages": 7}}',
+    '{"schema": 1, "boots": 3, "steps": []}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_checkpoint_is_none(booted: Node, text: str) -> None:
+    booted.put(status.CHECKPOINT, text)
+    seen = look(booted)
+    assert (seen["state"], seen["boots"], seen["steps"]) == ("idle", 0, [])
+
+
+def test_a_failed_node_whose_agent_is_at_work_again_has_not_failed_yet(booted: Node) -> None:
+    walk(booted).end(Outcome("failed", "packages", "x", "GB204"), None)
+    with walking(booted):
+        seen = look(booted)
+    assert (seen["state"], seen["reason"], seen["code"]) == ("running", "the walk begins", None)
+    assert look(booted)["state"] == "failed"
+
+
+@pytest.mark.parametrize("outcome", [READY, Outcome("failed", "packages", "x", "GB204")])
+def test_how_the_walk_before_ended_is_no_answer_of_the_one_asked_for(
+    booted: Node, outcome: Outcome
+) -> None:
+    walk(booted).end(outcome, None)
+    look_anew = status.anew(booted.host, look(booted))
+    assert (look_anew()["state"], look_anew()["steps"]) == ("running", [])
+    again = walk(booted)
+    assert look_anew()["reason"] != "the walk begins"
+    again.end(outcome, None)
+    assert look_anew()["state"] == outcome.state
+
+
+def test_a_walk_that_had_not_begun_before_is_seen_from_its_start(booted: Node) -> None:
+    look_anew = status.anew(booted.host, look(booted))
+    assert look_anew()["state"] == "idle"
+    walk(booted).end(READY, None)
+    assert look_anew()["state"] == "ready"
+
+
 def test_a_walk_that_has_written_nothing_yet_has_begun(booted: Node) -> None:
     with walking(booted):
         seen = look(booted)
