@@ -98,8 +98,10 @@ def interrupted(host: Host) -> bool:
 
 
 def held(host: Host) -> set[str]:
-    """The packages that apt may not change."""
-    return set(host.must(["apt-mark", "showhold"]).split())
+    """The packages that apt may not change. Asks dpkg: apt-mark would renew apt's own cache."""
+    fields = "${db:Status-Want}\t${Package}\n"
+    listing = host.must(["dpkg-query", "--show", "--showformat", fields])
+    return set(re.findall(r"^hold\t(\S+)$", listing, re.MULTILINE))
 
 
 def hold(host: Host, names: Iterable[str]) -> None:

@@ -54,6 +54,7 @@ class FakeClock:
     """Time that passes only by sleeping, and a little with every look at it."""
 
     seconds: float = 10.0
+    true: bool = True
 
     def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=self.seconds)
@@ -67,6 +68,9 @@ class FakeClock:
 
     def wake(self) -> None:
         """Nobody sleeps here."""
+
+    def synchronised(self) -> bool:
+        return self.true
 
 
 class ModelHost(Host):
@@ -249,19 +253,21 @@ class Machine:
 
     def _dpkg_query(self, argv: list[str]) -> Result:
         packages = self.packages
+        if "Status-Want" in argv[2]:
+            return Result(0, "".join(f"hold\t{name}\n" for name in self.load("holds")))
         names = argv[3:]
         lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
 
     def _apt_mark(self, argv: list[str]) -> Result:
-        holds = set(self.load("holds"))
-        if argv[0] == "hold":
-            self.save("holds", sorted(holds | set(argv[1:])))
-        return Result(0, "\n".join(sorted(holds)))
+        assert argv[0] == "hold", argv
+        self.save("holds", sorted({*self.load("holds"), *argv[1:]}))
+        return Result(0)
 
     def _apt_cache(self, argv: list[str]) -> Result:
+        names = argv[argv.index("policy") + 1 :]
         return Result(0, "".join(
-            f"{name}:\n  Installed: (none)\n  Candidate: {_version(name)}\n" for name in argv[1:]
+            f"{name}:\n  Installed: (none)\n  Candidate: {_version(name)}\n" for name in names
         ))  # fmt: skip
 
     def _apt_get(self, argv: list[str]) -> Result:

@@ -137,7 +137,7 @@ def test_where_apt_knows_none_there_are_no_candidates(node: Node) -> None:
 
 
 def test_held_packages_are_a_set(node: Node) -> None:
-    node.answers["apt-mark showhold"] = "libcuda1\nnvidia-smi\n"
+    node.answers["dpkg-query"] = "hold\tlibcuda1\ninstall\tdkms\nhold\tnvidia-smi\n"
     assert apt.held(node.host) == {"libcuda1", "nvidia-smi"}
 
 

@@ -28,16 +28,15 @@ class Dpkg:
 
     def __post_init__(self) -> None:
         self.node.answers |= {
-            "dpkg --audit": "", "dpkg-query": self.query, "apt-mark showhold": self.held,
+            "dpkg --audit": "", "dpkg-query": self.query,
             "apt-mark hold": self.hold, "apt-cache policy": self.policy, "apt-get": self.get,
         }  # fmt: skip
 
     def query(self, command: Command) -> Result:
+        if "Status-Want" in command.argv[3]:
+            return Result(0, "".join(f"hold\t{name}\n" for name in self.holds))
         rows = ((name, self.installed.get(name)) for name in command.argv[4:])
         return Result(0, "".join(f"{name}\tinstalled\t{v}\n" for name, v in rows if v))
-
-    def held(self, _: Command) -> Result:
-        return Result(0, "\n".join(self.holds))
 
     def hold(self, command: Command) -> Result:
         self.holds |= set(command.argv[2:])
