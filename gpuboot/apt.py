@@ -134,25 +134,48 @@ def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) ->
 
 
 @dataclass(frozen=True)
-class Download:
-    """A package that apt would fetch: its size in bytes."""
+class Change:
+    """What apt would do with a package: install, upgrade, downgrade or remove.
+
+    `size` is what it would fetch, in bytes; `before` the version that is installed now.
+    """
 
     name: str
-    version: str
+    action: str
+    version: str | None
+    before: str | None
     size: int
 
 
-def downloads(
+def changes(
     host: Host, packages: Sequence[str], options: Sequence[str], env: Mapping[str, str]
-) -> list[Download]:
-    """What installing the packages would fetch, their dependencies too. Raises GB20x."""
-    argv = ["apt-get", "--yes", *OPTIONS, *options, "--print-uris", *INSTALL, *packages]
-    result = host.run(argv, timeout=120, env={**QUIET, **env})
-    if result.code != 0:
-        raise failure(result)
+) -> list[Change]:
+    """What installing the packages would do, in apt's order, dependencies too. Raises GB20x."""
+    argv = ["apt-get", "--yes", *OPTIONS, *options]
+    said = []
+    for way in ("--simulate", "--print-uris"):
+        result = host.run([*argv, way, *INSTALL, *packages], timeout=120, env={**QUIET, **env})
+        if result.code != 0:
+            raise failure(result)
+        said.append(result.out)
     # 'URI' name_version_architecture.deb size hash; the version's colon is written %3a.
-    found = re.findall(r"^'[^']*' ([^_\s]+)_([^_\s]+)_\S+\.deb (\d+) ", result.out, re.MULTILINE)
-    return [Download(name, unquote(version), int(size)) for name, version, size in found]
+    lines = re.findall(r"^'[^']*' ([^_\s]+)_([^_\s]+)_\S+\.deb (\d+) ", said[1], re.MULTILINE)
+    sizes = {(name, unquote(version)): int(size) for name, version, size in lines}
+    found = []
+    # Inst NAME [BEFORE] (VERSION SOURCE [ARCHITECTURE]) and Remv NAME [BEFORE]
+    form = re.compile(r"^(Inst|Remv) ([^\s:]+)\S*(?: \[([^]]+)\])?(?: \((\S+) )?", re.MULTILINE)
+    for verb, name, before, version in form.findall(said[0]):
+        action = "remove" if verb == "Remv" else _action(host, before, version)
+        size = sizes.get((name, version), 0)
+        found.append(Change(name, action, version or None, before or None, size))
+    return found
+
+
+def _action(host: Host, before: str, version: str) -> str:
+    if not before:
+        return "install"
+    lower = host.run(["dpkg", "--compare-versions", version, "lt", before]).code == 0
+    return "downgrade" if lower else "upgrade"
 
 
 def install(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:

@@ -39,13 +39,17 @@ def _told(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except GpubootError as error:
-            click.echo(f"gpuboot: {error.message} [{error.code.id}]", err=True)
-            if error.evidence:
-                click.echo(error.evidence, err=True)
-            click.echo(f"next: {error.hint}", err=True)
+            _complain(error.message, error.code.id, error.evidence, error.hint)
             sys.exit(EXIT_CONFIG if error.code.id == "GB001" else 1)
 
     return wrapper  # type: ignore[return-value] # the same signature, which wraps cannot say
+
+
+def _complain(message: str, code: str, evidence: str, hint: str) -> None:
+    click.echo(f"gpuboot: {message} [{code}]", err=True)
+    if evidence:
+        click.echo(evidence, err=True)
+    click.echo(f"next: {hint}", err=True)
 
 
 def _host() -> Host:
@@ -279,7 +283,10 @@ def facts(*, as_json: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--offline", is_flag=True, help="Ask no archive: package names without versions.")
+@click.option(
+    "--offline", is_flag=True,
+    help="Ask nobody: package names without versions, nothing about the cluster.",
+)  # fmt: skip
 @click.option(
     "--facts", "recorded", type=click.File(encoding="utf-8"), metavar="FILE",
     help="Plan for another machine, from what `gpuboot facts --json` said there.",
@@ -290,19 +297,27 @@ def plan(*, as_json: bool, offline: bool, recorded: TextIO | None) -> None:
 
     Packages with versions and sizes are resolved in a private apt state; nothing on this
     machine is changed. A preview: those steps after a pending one can only tell what is
-    missing yet.
+    missing yet. Without root, what only root can read is left out.
+
+    \b
+    Exit status: 0 the plan is whole, 1 the packages could not be resolved (the rest is shown),
+    2 usage, 78 configuration wrong.
     """
-    from gpuboot import preview, show
+    from gpuboot import findings, preview, show
 
     host = _host()
     if recorded:
         found = preview.elsewhere(host, _recorded(recorded))
     else:
-        found = preview.preview(host, offline=offline)
+        looking = findings.Looking(root=os.geteuid() == 0, offline=offline)
+        found = preview.preview(host, looking)
     if as_json:
         _json(found)
     else:
         click.echo(show.plan(found))
+    if trouble := found["trouble"]:
+        _complain(**trouble)
+        sys.exit(1)
 
 
 def _recorded(file: TextIO) -> Facts:

@@ -51,6 +51,12 @@ CONFIG_WRONG = Code(
     ("A key, a value or a combination of keys is not what gpuboot understands.",),
     ("gpuboot config check", "gpuboot config schema", "gpuboot run"),
 )
+NOT_ROOT = Code(
+    "GB105",
+    "gpuboot is not run by root",
+    ("Some of what has to be looked at can only be read by root.",),
+    ("the same command as root, with sudo",),
+)
 
 
 class ConfigError(GpubootError):
@@ -308,7 +314,7 @@ def files(host: Host) -> list[str]:
 def load(host: Host) -> Config:
     """Read, merge and check the node's configuration; its secrets are masked from then on.
 
-    Raises ConfigError with every problem found.
+    Raises ConfigError with every problem found, GB105 if a file is for root alone.
     """
     names = files(host)
     reading = Reader()
@@ -316,6 +322,8 @@ def load(host: Host) -> Config:
         if problem := _unsafe(host, name):
             reading.problems.append(problem)
         content = host.read_bytes(name)
+        if content is None and host.forbidden(name):
+            raise GpubootError(NOT_ROOT, f"{name} can only be read by root")
         if content is None:
             reading.problems.append(Problem(f"{name}:1", "", "cannot be read", "a readable file"))
         reading.add(name, content or b"")

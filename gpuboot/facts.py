@@ -88,4 +88,8 @@ def _secure_boot(host: Host) -> bool | None:
 def parse(content: dict[str, Any]) -> Facts:
     """Facts as `gpuboot facts --json` printed them. Raises ValueError, TypeError or KeyError."""
     gpus = tuple(pci.Gpu(**gpu) for gpu in content["gpus"])
-    return Facts(**{**content, "gpus": gpus})
+    found = Facts(**{**content, "gpus": gpus})
+    for name, value in content.items():
+        if name not in ("gpus", "secure_boot") and not isinstance(value, str):
+            raise TypeError(f"{name} is no text")
+    return found

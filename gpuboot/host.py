@@ -264,6 +264,16 @@ class Host:
         except OSError:
             return None
 
+    def forbidden(self, name: str) -> bool:
+        """Whether a file is there that this user may not read."""
+        try:
+            self.path(name).open("rb").close()
+        except PermissionError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def exists(self, name: str) -> bool:
         """Whether something is there; a dangling link counts."""
         return os.path.lexists(self.path(name))

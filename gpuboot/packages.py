@@ -50,26 +50,41 @@ class Packages:
     def check(self, host: Host) -> Finding:
         if apt.interrupted(host):
             return Pending("dpkg was interrupted")
-        installed = apt.installed(host, self.names)
-        missing = [name for name in self.names if name not in installed]
-        if missing:
-            return Pending(f"{len(missing)} packages are missing, {_some(missing)}")
-        versions = {installed[name] for name in TOOLKIT}
-        if len(versions) > 1 or not self._wanted(versions.pop()):
-            return Pending("the toolkit's packages are not of the wanted version")
-        if loose := sorted(set(self.held) - apt.held(host)):
+        if lack := self._lack(host):
+            return Pending(lack)
+        if loose := self.loose(host):
             return Pending(f"{len(loose)} packages are not held, {_some(loose)}")
         return Ok(f"{len(self.names)} packages are installed")
 
     def apply(self, host: Host) -> None:
         if apt.interrupted(host):
             apt.repair(host, self.env)
-        installed = apt.installed(host, self.names)
-        wanted = [name for name in self.names if name not in installed]
-        if wanted or len({installed[name] for name in TOOLKIT}) > 1 or self.toolkit_version:
+        if self._lack(host):
             apt.update(host, self.env)
             apt.install(host, self.resolved(host), self.env)
         apt.hold(host, self.held)
+
+    def changes(self, host: Host, options: Sequence[str]) -> list[apt.Change]:
+        """What `apply` would have apt do, by apt's lists of these options. Raises GB20x."""
+        if not self._lack(host) and not apt.interrupted(host):
+            return []
+        apt.update(host, self.env, options)
+        return apt.changes(host, self.resolved(host, options), options, self.env)
+
+    def loose(self, host: Host) -> list[str]:
+        """The packages that `apply` would hold and are not held yet."""
+        return sorted(set(self.held) - apt.held(host))
+
+    def _lack(self, host: Host) -> str | None:
+        """What only apt can mend."""
+        installed = apt.installed(host, self.names)
+        missing = [name for name in self.names if name not in installed]
+        if missing:
+            return f"{len(missing)} packages are missing, {_some(missing)}"
+        versions = {installed[name] for name in TOOLKIT}
+        if len(versions) > 1 or not self._wanted(versions.pop()):
+            return "the toolkit's packages are not of the wanted version"
+        return None
 
     def _wanted(self, version: str) -> bool:
         """1.20.0 asks for any revision of it; 1.20.0-1 for just that one."""

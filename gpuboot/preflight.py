@@ -69,17 +69,29 @@ def _system(facts: Facts) -> str:
 
 def troubles(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]:
     """What of system, settings, firmware and space stands in the way; only reads."""
+    yield from unfit(facts)
+    if problem := unsupported(config):
+        yield GpubootError(UNSUPPORTED_SETTING, problem)
+    yield from short(host, facts)
+
+
+def unfit(facts: Facts) -> Iterator[GpubootError]:
+    """What the machine's recorded facts alone say."""
     if SUPPORTED.get((facts.os_id, facts.os_version)) != facts.architecture:
         yield GpubootError(
             UNSUPPORTED, f"{_system(facts)} is not supported; Debian 12 and 13 on amd64 are"
         )
-    if problem := unsupported(config):
-        yield GpubootError(UNSUPPORTED_SETTING, problem)
+
+
+def short(host: Host, facts: Facts) -> Iterator[GpubootError]:
+    """What firmware and disk do not allow."""
     if facts.secure_boot and not host.exists("/sys/module/nvidia"):
         yield GpubootError(SECURE_BOOT, "Secure Boot is on, and DKMS cannot sign for it")
-    free = host.free("/")
-    if free < MINIMUM_SPACE and not host.exists("/usr/bin/nvidia-smi"):
-        message = f"{free >> 20} MiB are free on /, {MINIMUM_SPACE >> 20} MiB are needed"
+    free = {folder: host.free(folder) for folder in ("/usr", "/var")}
+    tight = [folder for folder in free if free[folder] < MINIMUM_SPACE]
+    if tight and not host.exists("/usr/bin/nvidia-smi"):
+        least, places = min(free.values()) >> 20, " and ".join(tight)
+        message = f"{least} MiB are free on {places}, {MINIMUM_SPACE >> 20} MiB are needed"
         yield GpubootError(NO_SPACE, message, retry=True)
 
 

@@ -3,113 +3,154 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import apt, config, facts, plan, sources
+from gpuboot import apt, config, facts, findings, kernel, plan, preflight, rke2, sources
 from gpuboot.errors import GpubootError
 from gpuboot.nvidia import RIVALS
 from gpuboot.packages import Packages
+from gpuboot.secret import MASK
 from gpuboot.sources import PackageSources
-from gpuboot.step import Ok, Pending, Reboot, Waiting, Writes
+from gpuboot.step import Enables, Writes
 
 if TYPE_CHECKING:
+    from gpuboot.config import Config
     from gpuboot.facts import Facts
     from gpuboot.host import Host
+    from gpuboot.plan import Plan
     from gpuboot.step import Step
 
-_STATES = {Ok: "ok", Pending: "pending", Waiting: "waiting", Reboot: "reboot"}
 SCHEMA = 1
+DRIVER = "nvidia-kernel-dkms"
+
+# A key of RKE2's that holds a secret, in a line of a difference: the old one may be unknown to us.
+_TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:).+', re.MULTILINE)
+# apt's settings for a state of its own. #clear: a program may hang on updates, and write.
+_PRIVATE = """\
+#clear APT::Update;
+#clear AptCli::Hooks;
+Dir::State::Lists "{0}/lists";
+Dir::Cache "{0}/cache";
+Dir::Log "{0}/log";
+Dir::Etc::SourceParts "{0}/sources.list.d";
+APT::Sandbox::User "root";
+Debug::NoLocking "true";
+Acquire::Languages "none";
+Acquire::Retries "1";
+Acquire::http::Timeout "10";
+Acquire::https::Timeout "10";
+"""
 
 
-def preview(host: Host, *, offline: bool) -> dict[str, Any]:
+def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
     """What `gpuboot plan --json` prints; only reads, but for apt's state in a temporary folder.
 
-    `steps` (name, state, reason, code), `packages` (name, version, bytes; null where unknown),
-    `download_bytes`, `files` (name, diff), `reboot` (answer: no, maybe, yes; reason) and
-    `trusted` (what, by what). Raises ConfigError, and GB20x if apt cannot resolve.
+    `live` (rke2-agent runs, so nothing disruptive is done), `steps` (name, state, reason, code,
+    hint, drift; state ok, pending, drift, waiting, reboot, failed, or null where it was not looked
+    at), `packages` (name, action, version, before, bytes; null where unknown), `download_bytes`,
+    `held`, `files` (name, diff; null for a download), `units` that are enabled, `reboot` (answer:
+    no, maybe, yes; reason), `trusted` (what, by) and `trouble` (null, or why the packages are
+    names only: code, message, hint, evidence). Raises ConfigError and GB105.
     """
     wanted = config.load(host)
     host.web.proxy = plan.proxy(wanted)
     machine = facts.gather(host)
     road = plan.build(wanted, machine)
+    live = rke2.live(host)
     steps: list[dict[str, Any]] = []
     for step in road.steps:
-        after = next((other["name"] for other in steps if other["state"] == "pending"), None)
-        steps.append(_looked_at(host, step, after))
-    packages = _packages(host, road.steps, steps, offline=offline)
+        steps.append(findings.look(host, road, step, steps, looking, live=live))
+    acting = [step for step, seen in zip(road.steps, steps, strict=True)
+              if seen["state"] == "pending"]  # fmt: skip
+    packages, trouble = _packages(host, road, acting, looking)
     sizes = [package["bytes"] for package in packages if package["bytes"] is not None]
     return {
         "schema": SCHEMA,
+        "live": live,
         "steps": steps,
         "packages": packages,
         "download_bytes": sum(sizes) if sizes or not packages else None,
-        "files": _files(host, road.steps),
-        "reboot": _reboot(machine, steps),
-        "trusted": _trusted(wanted),
-    }
+        "held": [name for step in acting if isinstance(step, Packages)
+                 for name in step.loose(host)],
+        "files": _files(host, acting),
+        "units": [unit for step in acting if isinstance(step, Enables)
+                  for unit in step.enables(host)],
+        "reboot": _reboot(host, wanted, machine, steps, packages, live=live),
+        "trusted": _trusted(wanted, {step.name for step in acting}),
+        "trouble": trouble,
+    }  # fmt: skip
 
 
 def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
-    """The plan for another machine's recorded facts: nothing can be looked at there."""
+    """The plan for another machine's recorded facts: nothing can be looked at there.
+
+    Raises ConfigError and GB105.
+    """
     wanted = config.load(host)
     road = plan.build(wanted, machine)
+    steps = {step.name: findings.line(step.name, None, "not looked at") for step in road.steps}
+    for error in preflight.unfit(machine):
+        steps["preflight"] = findings.failed("preflight", error)
     names = [name for step in road.steps if isinstance(step, Packages) for name in step.names]
     return {
         "schema": SCHEMA,
-        "steps": [
-            {"name": step.name, "state": None, "reason": "not looked at", "code": None}
-            for step in road.steps
-        ],
-        "packages": [{"name": name, "version": None, "bytes": None} for name in names],
+        "live": False,
+        "steps": list(steps.values()),
+        "packages": _names_only(names),
         "download_bytes": None,
+        "held": [],
         "files": [],
-        "reboot": _reboot(machine, []),
-        "trusted": _trusted(wanted),
+        "units": [],
+        "reboot": _rivals(machine) or _no_reboot(machine),
+        "trusted": _trusted(wanted, {step.name for step in road.steps}),
+        "trouble": None,
     }
 
 
-def _looked_at(host: Host, step: Step, after: str | None) -> dict[str, Any]:
-    """What the step's check says now; `after` is the first step before it that is pending.
-
-    What cannot be had yet is no failure while the step that provides it has not been taken.
-    """
-    try:
-        finding = step.check(host)
-    except GpubootError as error:
-        if after and step.name not in ("rke2-hold", "preflight", "gpu-present", "rke2-config"):
-            reason = f"can only be told after {after}"
-            return {"name": step.name, "state": "pending", "reason": reason, "code": None}
-        state = "waiting" if error.retry else "failed"
-        return {"name": step.name, "state": state, "reason": error.message, "code": error.code.id}
-    return {
-        "name": step.name,
-        "state": _STATES[type(finding)],
-        "reason": finding.reason,
-        "code": finding.code.id if isinstance(finding, Waiting) else None,
-    }
+# -- packages -----------------------------------------------------------------------------------
 
 
 def _packages(
-    host: Host, steps: Sequence[Step], looked_at: Sequence[Mapping[str, Any]], *, offline: bool
-) -> list[dict[str, Any]]:
-    """What apt would fetch: with versions and sizes, or only our own names when offline."""
-    states = {step["name"]: step["state"] for step in looked_at}
-    if states.get(Packages.name) == "ok":
-        return []
-    step = next(step for step in steps if isinstance(step, Packages))
-    if offline:
-        there = apt.installed(host, step.names)
-        missing = [name for name in step.names if name not in there]
-        return [{"name": name, "version": None, "bytes": None} for name in missing]
-    source = next(step for step in steps if isinstance(step, PackageSources))
+    host: Host, road: Plan, acting: Sequence[Step], looking: findings.Looking
+) -> tuple[list[dict[str, Any]], dict[str, str] | None]:
+    """What apt would do, and why that could not be told: then only our own names are known."""
+    step = next((step for step in acting if isinstance(step, Packages)), None)
+    if step is None:
+        return [], None
+    trouble = None
+    if not looking.offline:
+        source = next(step for step in road.steps if isinstance(step, PackageSources))
+        try:
+            return _resolved(host, source, step), None
+        except GpubootError as error:
+            trouble = _trouble(error)
+    there = apt.installed(host, step.names)
+    return _names_only([name for name in step.names if name not in there]), trouble
+
+
+def _resolved(host: Host, source: PackageSources, step: Packages) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="gpuboot-plan-") as folder:
         options = _private_apt(host, source, Path(folder))
-        apt.update(host, step.env, options)
-        found = apt.downloads(host, step.resolved(host, options), options, step.env)
-    return [{"name": one.name, "version": one.version, "bytes": one.size} for one in found]
+        found = step.changes(host, options)
+    return [{"name": one.name, "action": one.action, "version": one.version, "before": one.before,
+             "bytes": one.size} for one in found]  # fmt: skip
+
+
+def _names_only(names: Sequence[str]) -> list[dict[str, Any]]:
+    unknown = {"action": "install", "version": None, "before": None, "bytes": None}
+    return [{"name": name, **unknown} for name in names]
+
+
+def _trouble(error: GpubootError) -> dict[str, str]:
+    hint = error.hint
+    if error.code is apt.SOURCE_FAILED:
+        hint = f"{hint}; without any archive: gpuboot plan --offline"
+    return {"code": error.code.id, "message": error.message, "hint": hint,
+            "evidence": error.evidence}  # fmt: skip
 
 
 def _private_apt(host: Host, step: PackageSources, folder: Path) -> list[str]:
@@ -122,20 +163,17 @@ def _private_apt(host: Host, step: PackageSources, folder: Path) -> list[str]:
     for source in step.sources:
         text = sources.text(host, source, keys=folder)
         (parts / source.file.rpartition("/")[2]).write_text(text, encoding="utf-8")
-    settings = {
-        "Dir::State::Lists": folder / "lists",
-        "Dir::Cache": folder / "cache",
-        "Dir::Etc::SourceParts": parts,
-        "APT::Sandbox::User": "root",  # the folder is ours alone
-        "Debug::NoLocking": "true",
-    }
-    return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    (folder / "apt.conf").write_text(_PRIVATE.format(folder), encoding="utf-8")
+    return ["-c", str(folder / "apt.conf")]
 
 
-def _files(host: Host, steps: Sequence[Step]) -> list[dict[str, str]]:
+# -- the rest -----------------------------------------------------------------------------------
+
+
+def _files(host: Host, acting: Sequence[Step]) -> list[dict[str, str | None]]:
     """The files the walk would write, each as a difference from what is there."""
-    found = []
-    for step in steps:
+    found: list[dict[str, str | None]] = []
+    for step in acting:
         if not isinstance(step, Writes):
             continue
         try:
@@ -143,29 +181,83 @@ def _files(host: Host, steps: Sequence[Step]) -> list[dict[str, str]]:
         except GpubootError:
             continue  # told by the step's own line
         for name, text in contents.items():
-            before = (host.read(name) or "").splitlines(keepends=True)
-            after = text.splitlines(keepends=True)
-            diff = difflib.unified_diff(before, after, name, name, n=2)
-            if difference := host.mask("".join(diff)):
+            if text is None:
+                found.append({"name": name, "diff": None})
+            elif difference := _difference(host, name, text):
                 found.append({"name": name, "diff": difference})
     return found
 
 
-def _trusted(wanted: config.Config) -> list[dict[str, str]]:
+def _difference(host: Host, name: str, text: str) -> str:
+    before = (host.read(name) or "").splitlines(keepends=True)
+    after = text.splitlines(keepends=True)
+    diff = "".join(difflib.unified_diff(before, after, name, name, n=2))
+    return _TOKEN.sub(rf"\1 {MASK}", host.mask(diff))
+
+
+def _trusted(wanted: Config, acting: set[str]) -> list[dict[str, str]]:
     """What vouches for each thing that is downloaded."""
-    found = [{"what": "packages", "by": "signatures of the sources' keys"}]
-    if wanted.mode == "agent":
-        by = "rke2.sha256" if wanted.rke2.sha256 else "TLS (its checksum file); rke2.sha256 pins it"
-        found.append({"what": "RKE2", "by": by})
+    found = []
+    if Packages.name in acting:
+        found.append({"what": "packages", "by": "signatures of the sources' keys"})
+    if rke2.Rke2Installed.name in acting:
+        want = wanted.rke2
+        what = f"RKE2 {want.version}" if want.version else f"RKE2 of channel {want.channel}"
+        local = wanted.sources.rke2.url.startswith("/")
+        by = "TLS (its checksum file); rke2.sha256 pins it"
+        if want.sha256 or local:
+            by = "rke2.sha256" if want.sha256 else "its checksum file in the same folder"
+        found.append({"what": what, "by": by})
     return found
 
 
-def _reboot(machine: Facts, steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Whether the walk will reboot: only trying to unload a rival driver can tell for certain."""
-    if due := next((step for step in steps if step["state"] == "reboot"), None):
-        return {"answer": "yes", "reason": due["reason"]}
+def _reboot(
+    host: Host,
+    wanted: Config,
+    machine: Facts,
+    steps: Sequence[Mapping[str, Any]],
+    packages: Sequence[Mapping[str, Any]],
+    *,
+    live: bool,
+) -> dict[str, str]:
+    """Whether the walk will reboot: only trying to unload a driver can tell for certain."""
+    if live:
+        return {"answer": "no", "reason": "rke2-agent is active: a live node is not rebooted"}
+    due = next((step for step in steps if step["state"] == "reboot"), None)
+    found = {"answer": "yes", "reason": due["reason"]} if due else None
+    found = found or _rivals(machine) or _other_driver(host, packages) or _no_reboot(machine)
+    if found["answer"] != "no" and not wanted.reboot.allow:
+        found["reason"] += "; reboot.allow is false, so it would wait for you"
+    return found
+
+
+def _rivals(machine: Facts) -> dict[str, str] | None:
     for gpu in machine.gpus:
         if gpu.driver in RIVALS:
             reason = f"{gpu.driver} holds {gpu.slot}; if it cannot be unloaded"
             return {"answer": "maybe", "reason": reason}
-    return {"answer": "no", "reason": "nothing stands in the driver's way"}
+    return None
+
+
+def _other_driver(host: Host, packages: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """A loaded driver of another version than the one that is or will be installed."""
+    loaded = kernel.loaded_version(host, "nvidia")
+    built = kernel.nvidia_module(host, kernel.running(host))
+    coming = next((package for package in packages if package["name"] == DRIVER), None)
+    if coming:
+        wanted = str(coming["version"] or "another")
+    elif built:
+        wanted = built.version
+    else:
+        return None
+    if loaded is None or wanted.partition("-")[0] == loaded:
+        return None
+    reason = f"nvidia {loaded} is loaded, {wanted} is wanted; if it cannot be unloaded"
+    return {"answer": "maybe", "reason": reason}
+
+
+def _no_reboot(machine: Facts) -> dict[str, str]:
+    reason = "nothing stands in the driver's way"
+    if machine.next_kernel != machine.kernel:
+        reason += f"; kernel {machine.next_kernel}, which boots next, gets its module too"
+    return {"answer": "no", "reason": reason}

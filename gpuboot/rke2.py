@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -80,6 +81,9 @@ class Rke2Hold:
 
     def apply(self, host: Host) -> None:
         systemd.enable(host, GPUBOOT)
+
+    def enables(self, host: Host) -> Sequence[str]:
+        return () if host.exists(ENABLED) else (GPUBOOT,)
 
 
 @dataclass(frozen=True)
@@ -192,3 +196,7 @@ class AgentStarted:
                 evidence=systemd.journal(host, AGENT, lines=10),
                 retry=True,
             )
+
+    def enables(self, host: Host) -> Sequence[str]:
+        ours = self.mode != "rancher" and not systemd.unit(host, AGENT).enabled
+        return (AGENT,) if ours else ()

@@ -14,6 +14,7 @@ MARKS = {
     "pending": ("·", "bright_black"),
     "running": ("▸", "cyan"),
     "waiting": ("…", "yellow"),
+    "drift": ("≠", "yellow"),
     "reboot": ("↻", "yellow"),
     "failed": ("✗", "red"),
 }
@@ -140,25 +141,44 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 
 def plan(found: dict[str, Any]) -> str:
     """The document of `gpuboot plan` as text."""
-    lines = [_step({"seconds": 0, **step, "state": step["state"] or "pending"})
-             for step in found["steps"]]  # fmt: skip
+    lines = []
+    for step in found["steps"]:
+        lines.append(_step({**step, "state": step["state"] or "pending"}) + _marked(step))
+        lines += [f"      differs: {drift}" for drift in step["drift"]]
     if packages := found["packages"]:
         size = found["download_bytes"]
         total = f", {size / 1e6:.0f} MB to fetch" if size is not None else ""
         lines += ["", f"{len(packages)} packages{total}:"]
         lines += [f"  {_package(package)}" for package in packages]
     for file in found["files"]:
-        lines += ["", *(_coloured(line) for line in file["diff"].splitlines())]
+        diff = file["diff"] or f"+++ {file['name']} (downloaded, and verified before it is used)"
+        lines += ["", *(_coloured(line) for line in diff.splitlines())]
     lines.append("")
+    if found["held"]:
+        lines.append(f"held: {', '.join(found['held'])}")
+    if found["units"]:
+        lines.append(f"enabled: {', '.join(found['units'])}")
     lines += [f"trusted: {item['what']} by {item['by']}" for item in found["trusted"]]
+    if found["live"]:
+        lines.append("live: rke2-agent runs, so nothing disruptive is done before the next boot")
     lines.append(f"reboot: {found['reboot']['answer']} ({found['reboot']['reason']})")
     return "\n".join(lines)
 
 
+def _marked(step: dict[str, Any]) -> str:
+    code = f" [{step['code']}]" if step["code"] else ""
+    hint = f"\n      next: {step['hint']}" if step["hint"] else ""
+    return code + hint
+
+
 def _package(package: dict[str, Any]) -> str:
-    if package["version"] is None:
-        return str(package["name"])
-    return f"{package['name']:<32} {package['version']:<28} {package['bytes'] / 1e6:8.1f} MB"
+    name, action = package["name"], package["action"]
+    if package["version"] is None and action != "remove":
+        return str(name)
+    if action == "remove":
+        return f"{name:<32} {package['before']} is removed"
+    before = "" if action == "install" else f"  {action}d from {package['before']}"
+    return f"{name:<32} {package['version']:<28} {package['bytes'] / 1e6:8.1f} MB{before}"
 
 
 def _coloured(line: str) -> str:

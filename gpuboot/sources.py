@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -94,7 +94,7 @@ class PackageSources:
     def check(self, host: Host) -> Finding:
         for source in self.sources:
             if isinstance(source, Source) and source.pinned:
-                if not _is_key(host, source.key_file, source.key):
+                if not _has_key(host, source):
                     return Pending(f"the key of {source.name} is not there")
             elif isinstance(source, Source) and not host.exists(source.key_file):
                 raise GpubootError(KEY_MISSING, f"sources.{source.name}.key: no {source.key_file}")
@@ -103,14 +103,44 @@ class PackageSources:
         names = " and ".join(source.name for source in self.sources)
         return Ok(f"apt has the sources {names}")
 
-    def writes(self, host: Host) -> Mapping[str, str]:
-        return {source.file: text(host, source) for source in self.sources}
+    def writes(self, host: Host) -> Mapping[str, str | None]:
+        keys = {
+            source.key_file: None
+            for source in self.sources
+            if isinstance(source, Source) and not _has_key(host, source)
+        }
+        return {**keys, **{source.file: text(host, source) for source in self.sources}}
 
     def apply(self, host: Host) -> None:
         for source in self.sources:
             if isinstance(source, Source):
                 _provide_key(host, source)
             host.write(source.file, text(host, source))
+
+
+def addresses(host: Host, wanted: Sequence[Source | OwnArchive]) -> list[str]:
+    """What apt would ask these sources for first, and the keys to download. Raises GB212."""
+    found = []
+    for source in wanted:
+        if isinstance(source, OwnArchive):
+            archives = [(url, suite) for url, suite, _ in _own_archives(host, source.codename)]
+        else:
+            archives = [(source.url, source.suite)]
+            if not _has_key(host, source):
+                found.append(_key_address(source))
+        for url, suite in archives:
+            folder = "" if suite == "/" else f"/dists/{suite}"
+            found.append(f"{_first_mirror(host, url)}{folder}/InRelease")
+    return list(dict.fromkeys(found))
+
+
+def _first_mirror(host: Host, url: str) -> str:
+    """The address, or a cloud image's first in its list of mirrors, or a local folder's name."""
+    kind, _, file = url.partition(":")
+    if kind == "mirror+file":
+        lines = re.findall(r"^[^#\s]\S*", host.read(file) or "", re.MULTILINE)
+        return lines[0].rstrip("/") if lines else url
+    return file if kind == "file" else url
 
 
 def text(host: Host, source: Source | OwnArchive, *, keys: Path | None = None) -> str:
@@ -126,7 +156,7 @@ def text(host: Host, source: Source | OwnArchive, *, keys: Path | None = None) -
     else:
         url = f"file:{source.url}" if source.url.startswith("/") else source.url
         key = source.key_file
-        if keys and source.pinned and not host.exists(key):
+        if keys and not _has_key(host, source):
             key = str(keys / f"{source.name}.asc")
             Path(key).write_text(_download_key(host, source, keys), encoding="utf-8")
         stanzas = [_stanza(url, source.suite, key)]
@@ -183,18 +213,21 @@ def _signed_by(host: Host, entry: str) -> str | None:
 
 def _provide_key(host: Host, source: Source) -> None:
     """Download the key, and keep it only if it is the pinned one and no other. Raises GB211."""
-    if not source.pinned or _is_key(host, source.key_file, source.key):
+    if _has_key(host, source):
         return
     with tempfile.TemporaryDirectory(prefix="gpuboot-key-") as folder:
         key = _download_key(host, source, Path(folder))
     host.write(source.key_file, key)
 
 
+def _key_address(source: Source) -> str:
+    return f"{source.url}/gpgkey"
+
+
 def _download_key(host: Host, source: Source, folder: Path) -> str:
     """The key at URL/gpgkey, armored, if it is the pinned one and no other. Raises GB211."""
-    base = source.url
-    address = f"{base}/gpgkey"
-    if base.startswith("/"):
+    address = _key_address(source)
+    if address.startswith("/"):
         key = host.read(address) or ""
     else:
         answer = host.web.get(address)
@@ -211,8 +244,12 @@ def _download_key(host: Host, source: Source, folder: Path) -> str:
     return key
 
 
-def _is_key(host: Host, file: str, fingerprint: str) -> bool:
-    return host.exists(file) and _fingerprints(host, host.path(file)) == [fingerprint.upper()]
+def _has_key(host: Host, source: Source) -> bool:
+    """Whether there is nothing to download: the key is a file's, or the pinned one is there."""
+    if not source.pinned:
+        return True
+    file = source.key_file
+    return host.exists(file) and _fingerprints(host, host.path(file)) == [source.key.upper()]
 
 
 def _fingerprints(host: Host, file: Path) -> list[str]:

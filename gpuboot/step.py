@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -74,6 +74,15 @@ class Step(Protocol):
 class Writes(Protocol):
     """A step that writes whole files: `gpuboot plan` shows them before they are written."""
 
-    def writes(self, host: Host) -> Mapping[str, str]:
-        """The wanted content by file name. Raises GpubootError where it cannot be told yet."""
+    def writes(self, host: Host) -> Mapping[str, str | None]:
+        """The wanted content by file name, None for a download. Raises GpubootError."""
+        ...
+
+
+@runtime_checkable
+class Enables(Protocol):
+    """A step that has units started at every boot: `gpuboot plan` names them."""
+
+    def enables(self, host: Host) -> Sequence[str]:
+        """The units that are not enabled yet."""
         ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gpuboot import config, facts, plan
-from gpuboot.config import ConfigError
+from gpuboot.config import NOT_ROOT, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.preflight import troubles as system_troubles
 from gpuboot.step import Waiting
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from gpuboot.config import Config
     from gpuboot.host import Host
 
-NOT_ROOT = Code(
-    "GB105",
-    "gpuboot is not run by root",
-    ("Some of what has to be looked at can only be read by root.",),
-    ("sudo gpuboot preflight",),
-)
 LITTLE_MEMORY = Code(
     "GB106",
     "there is little memory",

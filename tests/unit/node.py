@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,3 +166,15 @@ def facts(**changes: object) -> Facts:
         "instance_id": "i-1", "boot_id": "boot-1", "hostname": "gpu-1", "gpus": (),
     }  # fmt: skip
     return Facts(**{**usual, **changes})  # type: ignore[arg-type] # each of its field's own type
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's rights, also where the tests have them."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)

@@ -132,6 +132,8 @@ def test_the_schema_takes_an_example_and_refuses_a_wrong_one() -> None:
         (["run", "--timeout", "soon"], "'soon' is not a duration; expected a duration such as"),
         (["status", "--timeout", "15"], "'15' is not a duration"),
         (["status", "--colour"], "No such option"),
+        (["preflight", "--ignore", "GB999"], "unknown code GB999; all of them: gpuboot explain"),
+        (["plan", "--facts", "/dev/null"], "does not hold what `gpuboot facts --json` prints"),
     ],
 )
 def test_wrong_usage_is_told_and_ends_with_2(argv: list[str], said: str) -> None:
@@ -141,7 +143,7 @@ def test_wrong_usage_is_told_and_ends_with_2(argv: list[str], said: str) -> None
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["run"], ["status"], ["plan"], ["facts"], ["explain"], ["config"],
+    "argv", [[], ["run"], ["status"], ["plan"], ["preflight"], ["facts"], ["explain"], ["config"],
              ["config", "check"], ["config", "show"], ["config", "schema"]], ids=" ".join,
 )  # fmt: skip
 def test_every_command_has_help(argv: list[str]) -> None:

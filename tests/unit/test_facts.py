@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from gpuboot import facts
 from tests.unit.node import KERNEL, Node
+from tests.unit.node import facts as machine_facts
 
 DEBIAN = """\
 PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"
@@ -80,3 +83,14 @@ def test_secure_boot_is_on_off_or_unknown(
         node.put(facts.EFI_VARIABLE, variable)
     found = facts.gather(node.host)
     assert (found.firmware, found.secure_boot) == (firmware, secure)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kernel": 6}, {"hostname": None}, {"gpus": None}, {"gpus": [{"slot": 1}]}, {"more": "x"}],
+)
+def test_what_is_no_recording_of_facts_is_refused(change: dict[str, object]) -> None:
+    recorded = asdict(machine_facts())
+    assert facts.parse(recorded) == machine_facts()
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        facts.parse({**recorded, **change})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuboot import sources
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.sources import OwnArchive, PackageSources, Source
@@ -198,6 +199,15 @@ def test_a_pinned_key_is_fetched_once_and_kept(node: Node) -> None:
     assert f"Signed-By: {TOOLKIT_KEY}\n" in (node.text(TOOLKIT.file) or "")
     assert reason(settled(node, step(TOOLKIT)), Ok)
     assert len(node.web.asked) == 1
+
+
+def test_what_is_asked_for_first_are_signatures_and_keys_that_are_not_there(node: Node) -> None:
+    asked = ["http://archive/debian/dists/bookworm/InRelease", "https://mirror/toolkit/InRelease"]
+    key = ["https://mirror/toolkit/gpgkey"]
+    assert sources.addresses(node.host, [ARCHIVE, TOOLKIT]) == [asked[0], *key, asked[1]]
+    node.answers["gpg"] = ONLY_ONE
+    node.put(TOOLKIT_KEY, KEY)
+    assert sources.addresses(node.host, [ARCHIVE, TOOLKIT]) == asked
 
 
 def test_a_pinned_key_may_come_from_a_local_folder(node: Node) -> None:
