@@ -339,25 +339,28 @@ def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
     """Look for everything that would stop a walk, all at once, each with its remedy.
 
     \b
-    Exit status: 0 nothing stands in the way, 1 something does, 2 usage, 78 configuration wrong.
+    Exit status: 0 nothing stands in the way, 1 something does, 2 usage.
     """
     from gpuboot import explain as explaining
     from gpuboot import survey
 
-    if unknown := sorted({code.upper() for code in ignore} - set(explaining.codes())):
-        raise click.UsageError(f"unknown code {', '.join(unknown)}; all of them: gpuboot explain")
     ignored = {code.upper() for code in ignore}
+    if unknown := sorted(ignored - set(explaining.codes())):
+        raise click.UsageError(f"unknown code {', '.join(unknown)}; all of them: gpuboot explain")
+    if "GB001" in ignored:
+        raise click.UsageError("no walk begins with a wrong configuration: GB001 cannot be ignored")
     troubles = survey.survey(_host(), root=os.geteuid() == 0)
-    open_ones = [trouble for trouble in troubles if trouble.code not in ignored]
+    told = [{**asdict(trouble), "ignored": trouble.code in ignored} for trouble in troubles]
+    stands = any(not one["ignored"] for one in told)
     if as_json:
-        _json({"schema": 1, "ok": not open_ones, "troubles": [asdict(one) for one in troubles]})
-    else:
-        for trouble in troubles:
-            mark = "ignored " if trouble.code in ignored else ""
-            click.echo(f"{mark}{trouble.code}  {trouble.message}\n        next: {trouble.hint}")
-        if not open_ones:
-            click.echo("nothing stands in the way of a walk")
-    sys.exit(1 if open_ones else 0)
+        _json({"schema": 1, "ok": not stands, "troubles": told})
+        sys.exit(1 if stands else 0)
+    for one in told:
+        mark = "ignored " if one["ignored"] else ""
+        click.echo(f"{mark}{one['code']}  {one['message']}\n        next: {one['hint']}")
+    if not stands:
+        click.echo(f"nothing{' else' if told else ''} stands in the way of a walk")
+    sys.exit(1 if stands else 0)
 
 
 @main.command()

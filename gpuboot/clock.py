@@ -8,6 +8,8 @@ import time
 from datetime import datetime, timezone
 from typing import Protocol
 
+TIME_ERROR = 5  # linux/timex.h: the clock is not synchronised
+
 
 class Clock(Protocol):
     """What the agent asks of time; tests hand in one that does not wait."""
@@ -26,6 +28,10 @@ class Clock(Protocol):
 
     def wake(self) -> None:
         """End a sleep under way (called from a signal handler)."""
+        ...
+
+    def synchronised(self) -> bool:
+        """Whether a time service has set the clock; only asks the kernel (adjtimex(2))."""
         ...
 
 
@@ -52,6 +58,13 @@ class SystemClock:
 
     def __del__(self) -> None:
         os.close(self._woken)
+
+    def synchronised(self) -> bool:
+        import ctypes
+
+        # A struct timex of zeros asks for nothing to be set. timedatectl would start a service.
+        state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
+        return state != TIME_ERROR
 
 
 def stamp(moment: datetime) -> str:

@@ -66,6 +66,14 @@ def install(host: Host, want: Release) -> None:
     _unpack(host, tarball)
 
 
+def available(host: Host, want: Release) -> None:
+    """Look whether `install` would find all it needs; only reads. Raises GB504, GB505, GB4xx."""
+    version = want.version or lookup(host, want)
+    if not want.sha256:
+        _published(host, want, version)
+    next(iter(_pieces(host, want, version, TARBALL)), None)  # the first piece, no more
+
+
 def lookup(host: Host, want: Release) -> str:
     """The release a channel stands for now: the server redirects to its name. Raises GB504."""
     address = f"{want.channels}/{want.channel}"

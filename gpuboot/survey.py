@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gpuboot import config, facts, plan
-from gpuboot.config import NOT_ROOT, ConfigError
+from gpuboot import apt, config, facts, plan, preflight, release, sources
+from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
-from gpuboot.preflight import troubles as system_troubles
-from gpuboot.step import Waiting
+from gpuboot.findings import ROOT_ONLY
+from gpuboot.packages import Packages
+from gpuboot.rke2 import Rke2Installed
+from gpuboot.sources import PackageSources
+from gpuboot.step import Pending, Waiting
+from gpuboot.supervisor import SupervisorAnswers
+from gpuboot.web import BAD_ANSWER
 
 if TYPE_CHECKING:
-    from gpuboot.config import Config
     from gpuboot.host import Host
+    from gpuboot.step import Step
+    from gpuboot.web import Answer
 
 LITTLE_MEMORY = Code(
     "GB106",
@@ -26,20 +33,26 @@ LITTLE_MEMORY = Code(
 )
 CLOCK_UNSET = Code(
     "GB107",
-    "the clock is not synchronised",
-    ("No time server answers, or no time service runs: certificates may seem not valid yet.",),
+    "the clock is not right",
+    (
+        "No time server answers, or no time service runs: certificates may seem not valid yet.",
+        "The host that the VM gets its time from is wrong.",
+    ),
     ("timedatectl", "systemctl status systemd-timesyncd chrony"),
 )
 NO_NAME = Code(
     "GB108",
     "a name does not resolve",
     ("The node's name server does not know it, or there is none.",),
-    ("getent hosts NAME", "cat /etc/resolv.conf"),
+    ("getent ahosts NAME", "cat /etc/resolv.conf"),
 )
 
 MINIMUM_MEMORY = 2 << 20  # KiB
-# Steps that only look at what others have to provide; the rest is the walk's own work.
-OUTSIDE = ("gpu-present", "supervisor-answers")
+SLOW = 300  # seconds behind a server: what was signed a moment ago is not valid yet
+TIME_SERVICES = "/usr/lib/systemd/ntp-units.d"  # each package of one names its unit here
+# Steps that look at what others have to provide; the rest is the walk's own work.
+OUTSIDE = ("rke2-hold", "gpu-present", "package-sources", "rke2-installed", "rke2-config",
+           "supervisor-answers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,28 +65,50 @@ class Trouble:
 
 
 def survey(host: Host, *, root: bool) -> list[Trouble]:
-    """Every trouble there is; only reads. Raises ConfigError."""
-    return list(_found(host, root=root))
+    """Every trouble there is; only reads. With a wrong configuration, what needs none."""
+    return list(dict.fromkeys(_found(host, root=root)))
 
 
 def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
-    if not root:
-        yield _trouble(NOT_ROOT, "some things can only be looked at by root")
+    wanted: Config | None = None
     try:
         wanted = config.load(host)
     except ConfigError as error:
         for problem in error.problems:
             yield Trouble(error.code.id, str(problem), error.hint)
-        return
-    host.web.proxy = plan.proxy(wanted)
+    except GpubootError as error:
+        yield _of(error)
+    else:
+        if not root:
+            yield _trouble(NOT_ROOT, "some things can only be looked at by root")
     machine = facts.gather(host)
-    yield from (_of(error) for error in system_troubles(host, machine, wanted))
+    yield from map(_of, preflight.unfit(machine))
+    yield from map(_of, preflight.short(host, machine))
     yield from _memory(host)
     yield from _clock(host)
-    unresolved = list(_names(host, wanted))
-    yield from unresolved
-    for step in plan.build(wanted, machine).steps:
-        if step.name not in OUTSIDE or (unresolved and step.name == "supervisor-answers"):
+    road = plan.build(wanted or Config(), machine)
+    if wanted is None:
+        yield from _looked_at(host, road.steps, ("rke2-hold", "gpu-present"))
+        return
+    if unsupported := preflight.unsupported(wanted):
+        yield _trouble(preflight.UNSUPPORTED_SETTING, unsupported)
+    host.web.proxy = plan.proxy(wanted)
+    servers = Servers(host)
+    names = [name for name in OUTSIDE if root or name not in ROOT_ONLY]
+    for step in road.steps:
+        unknown = servers.unresolved(step.server) if isinstance(step, SupervisorAnswers) else None
+        if unknown:
+            yield unknown
+        else:
+            yield from _looked_at(host, [step], names)
+    yield from servers.sources(road.steps)
+    yield from servers.release(road.steps)
+
+
+def _looked_at(host: Host, steps: Sequence[Step], names: Sequence[str]) -> Iterator[Trouble]:
+    """What these steps say stands in their way."""
+    for step in steps:
+        if step.name not in names:
             continue
         try:
             finding = step.check(host)
@@ -81,8 +116,7 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
             yield _of(error)
         else:
             if isinstance(finding, Waiting):
-                hint = finding.hint or finding.code.commands[0]
-                yield Trouble(finding.code.id, finding.reason, hint)
+                yield _trouble(finding.code, finding.reason, finding.hint)
 
 
 def _memory(host: Host) -> Iterator[Trouble]:
@@ -94,30 +128,116 @@ def _memory(host: Host) -> Iterator[Trouble]:
 
 
 def _clock(host: Host) -> Iterator[Trouble]:
-    """Only where a time service is asked to: a lone VM's host may keep the clock right."""
-    show = host.run(["timedatectl", "show", "--property=NTP,NTPSynchronized"])
-    if "NTP=yes" in show.out.split() and "NTPSynchronized=no" in show.out.split():
+    """Only where a time service runs: a lone VM's host may keep the clock right."""
+    lists = [host.read(f"{TIME_SERVICES}/{name}") or "" for name in host.names(TIME_SERVICES)]
+    services = [word for text in lists for word in text.split() if word.endswith(".service")]
+    if not services or host.clock.synchronised():
+        return
+    if "active" in host.run(["systemctl", "is-active", *services]).out.split():
         yield _trouble(CLOCK_UNSET, "a time service runs and has not set the clock yet")
 
 
-def _names(host: Host, wanted: Config) -> Iterator[Trouble]:
-    """The hosts that have to be reached directly; a proxy resolves the others itself."""
-    source = wanted.sources
-    urls = [] if wanted.proxy.https else [source.toolkit.url]
-    if source.apt.url and not wanted.proxy.http:
-        urls.append(source.apt.url)
-    if wanted.mode == "agent":
-        urls.append(str(wanted.rke2.config.server))
-        if not wanted.proxy.https and (wanted.rke2.version or wanted.rke2.channel):
-            urls.append(source.rke2.url)
-    names = [urlsplit(url).hostname for url in urls if not url.startswith("/")]
-    for name in dict.fromkeys(name for name in names if name):
-        if host.run(["getent", "hosts", name], timeout=30).code != 0:
-            yield _trouble(NO_NAME, f"{name} does not resolve", f"getent hosts {name}")
+class Servers:
+    """Whether what a walk would fetch can be had; a server that is away is told once."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._away: set[str] = set()
+
+    def sources(self, steps: Sequence[Step]) -> Iterator[Trouble]:
+        """The package sources, if packages are missing."""
+        packages = next(step for step in steps if isinstance(step, Packages))
+        source = next(step for step in steps if isinstance(step, PackageSources))
+        if not _pending(self._host, packages):
+            return
+        try:
+            addresses = sources.addresses(self._host, source.sources)
+        except GpubootError:
+            return  # told by the step itself
+        for address in addresses:
+            if address.startswith("/"):
+                yield from self._local(address)
+            elif address.startswith(("http:", "https:")):
+                yield from self._remote(address)
+
+    def release(self, steps: Sequence[Step]) -> Iterator[Trouble]:
+        """RKE2's release, if it is not installed."""
+        step = next((step for step in steps if isinstance(step, Rke2Installed)), None)
+        if step is None or not _pending(self._host, step):
+            return
+        address = step.want.url if step.want.version else step.want.channels
+        if unknown := self.unresolved(address):
+            yield unknown
+            return
+        try:
+            release.available(self._host, step.want)
+        except GpubootError as error:
+            yield Trouble(error.code.id, _with_evidence(error), error.hint)
+
+    def unresolved(self, address: str) -> Trouble | None:
+        """That the name in an address does not resolve; a proxy resolves the others itself."""
+        name = urlsplit(address).hostname
+        if not name or self._host.web.proxy.covers(address):
+            return None
+        if self._host.run(["getent", "ahosts", name], timeout=30).code == 0:
+            return None
+        self._away.add(name)
+        return _trouble(NO_NAME, f"{name} does not resolve", f"getent ahosts {name}")
+
+    def _local(self, address: str) -> Iterator[Trouble]:
+        if not any(self._host.exists(name) for name in _either(address)):
+            yield _trouble(apt.SOURCE_FAILED, f"there is no {address}", f"ls {address}")
+
+    def _remote(self, address: str) -> Iterator[Trouble]:
+        name = urlsplit(address).hostname or ""
+        if name in self._away:
+            return
+        if unknown := self.unresolved(address):
+            yield unknown
+            return
+        try:
+            answers = [self._host.web.get(address)]
+            if answers[0].status == 404:
+                answers += [self._host.web.get(other) for other in _either(address)[1:]]
+        except GpubootError as error:
+            self._away.add(name)
+            yield Trouble(error.code.id, _with_evidence(error), f"curl -v {address}")
+            return
+        if all(answer.status >= 400 for answer in answers):
+            message = f"{address} answered {answers[0].status}"
+            yield _trouble(BAD_ANSWER, message, f"curl -I {address}")
+        yield from self._behind(name, answers[0])
+
+    def _behind(self, name: str, answer: Answer) -> Iterator[Trouble]:
+        """A clock that is slow: a server's date may be an old copy's, and never a future one's."""
+        try:
+            theirs = parsedate_to_datetime(answer.headers.get("date", ""))
+            seconds = (theirs - self._host.clock.now()).total_seconds()
+        except (ValueError, TypeError):  # none, or none of ours
+            return
+        if seconds > SLOW:
+            yield _trouble(CLOCK_UNSET, f"the clock is {seconds:.0f} s behind {name}'s")
+
+
+def _either(address: str) -> list[str]:
+    """A source may have its signature in the file or beside it."""
+    plain = address.removesuffix("InRelease")
+    return [address] if plain == address else [address, f"{plain}Release"]
+
+
+def _pending(host: Host, step: Step) -> bool:
+    try:
+        return isinstance(step.check(host), Pending)
+    except GpubootError:
+        return False
 
 
 def _trouble(code: Code, message: str, hint: str | None = None) -> Trouble:
     return Trouble(code.id, message, hint or code.commands[0])
+
+
+def _with_evidence(error: GpubootError) -> str:
+    return f"{error.message} ({error.evidence})" if error.evidence else error.message
 
 
 def _of(error: GpubootError) -> Trouble:

@@ -98,6 +98,18 @@ class Proxy:
         }
         return {name: value for name, value in wanted.items() if value}
 
+    def bypassed(self, url: str) -> bool:
+        """Whether the host is reached directly: this machine itself always is."""
+        from requests.utils import should_bypass_proxies
+
+        direct = ",".join(("127.0.0.1", "localhost", *self.no_proxy))
+        return bool(should_bypass_proxies(url, no_proxy=direct))
+
+    def covers(self, url: str) -> bool:
+        """Whether this address is asked for through a proxy."""
+        chosen = self.https if url.startswith("https:") else self.http
+        return bool(chosen) and not self.bypassed(url)
+
 
 class Web(Protocol):
     """What the agent asks of HTTP; tests hand in their own."""
@@ -196,17 +208,10 @@ class RequestsWeb:
 
         session = requests.Session()
         session.trust_env = False  # only what the configuration says, whoever started us
-        if not self._bypassed(url):
+        if not self.proxy.bypassed(url):
             pairs = {"http": self.proxy.http, "https": self.proxy.https}
             session.proxies = {scheme: proxy for scheme, proxy in pairs.items() if proxy}
         return session
-
-    def _bypassed(self, url: str) -> bool:
-        """Whether the host is reached directly: this machine itself always is."""
-        from requests.utils import should_bypass_proxies
-
-        direct = ",".join(("127.0.0.1", "localhost", *self.proxy.no_proxy))
-        return bool(should_bypass_proxies(url, no_proxy=direct))
 
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"

@@ -30,6 +30,7 @@ class Cluster:
     clock: Clock | None = None
     node: dict[str, Any] | None = None
     proxy: Proxy = field(default_factory=Proxy)
+    pages: dict[str, Answer] = field(default_factory=dict)  # of any other server
     _started: float | None = None
 
     # -- what the node's agent does
@@ -67,6 +68,8 @@ class Cluster:
         auth: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
+        if url in self.pages:
+            return self.pages[url]
         if url == "https://supervisor:9345/cacerts":
             if trust == SYSTEM:
                 raise GpubootError(TLS_REFUSED, "supervisor:9345: certificate refused", retry=True)

@@ -133,6 +133,7 @@ def test_the_schema_takes_an_example_and_refuses_a_wrong_one() -> None:
         (["status", "--timeout", "15"], "'15' is not a duration"),
         (["status", "--colour"], "No such option"),
         (["preflight", "--ignore", "GB999"], "unknown code GB999; all of them: gpuboot explain"),
+        (["preflight", "--ignore", "gb001"], "GB001 cannot be ignored"),
         (["plan", "--facts", "/dev/null"], "does not hold what `gpuboot facts --json` prints"),
     ],
 )

@@ -188,6 +188,15 @@ def test_a_host_under_no_proxy_is_asked_directly(
     assert RequestsWeb(proxy).get(f"http://127.0.0.1:{plain[0]}/").status == 200
 
 
+@pytest.mark.parametrize(
+    ("url", "covered"),
+    [("http://a.example/x", True), ("https://a.example/x", False), ("http://b.example/x", False),
+     ("http://127.0.0.1:10248/healthz", False)],
+)  # fmt: skip
+def test_a_proxy_covers_its_own_kind_of_address(url: str, *, covered: bool) -> None:
+    assert Proxy(http="http://p:1", no_proxy=("b.example",)).covers(url) is covered
+
+
 def test_this_machine_itself_is_never_asked_through_a_proxy(plain: tuple[int, list[str]]) -> None:
     proxy = Proxy(http=f"http://127.0.0.1:{closed()}")
     assert RequestsWeb(proxy).get(f"http://127.0.0.1:{plain[0]}/").status == 200
