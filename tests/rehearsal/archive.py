@@ -13,15 +13,29 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.rehearsal import hardware
+from tests.rehearsal.packages import Kernel
 
 PACKAGES = hardware.STANDINS / "packages"
-VERSION = "535.309.01"  # what Debian 12's security archive has
-WORDS = {"@VERSION@": VERSION, "@DEBIAN@": f"{VERSION}-0+deb12u1", "@TOOLKIT@": "1.20.0-1"}
+
+# What the stand-ins' files say, by Debian release: the versions are those of its own archive, its
+# security updates included (asked in November 2026).
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "bookworm": {
+        "@SUITE@": "oldstable", "@BRANCH@": "535", "@VERSION@": "535.309.01",
+        "@DEBIAN@": "535.309.01-0+deb12u1", "@MODPROBE@": "535.309.01-0+deb12u1",
+        "@PERSISTENCED@": "535.171.04-1~deb12u1", "@SUPPORT@": "20220217+3~deb12u1",
+    },
+    "trixie": {
+        "@SUITE@": "stable", "@BRANCH@": "550", "@VERSION@": "550.163.01",
+        "@DEBIAN@": "550.163.01-2", "@MODPROBE@": "570.133.07-1",
+        "@PERSISTENCED@": "550.163.01-1", "@SUPPORT@": "20240109+1",
+    },
+}  # fmt: skip
+TOOLKIT = "1.20.0"
 SCRIPTS = frozenset({"preinst", "postinst", "prerm", "postrm"})
 CONTROL_FILES = frozenset({"control", "conffiles", "triggers"}) | SCRIPTS
 MAINTAINER = "gpuboot rehearsal <rehearsal@archive.lab>"
 IDENTITY = "gpuboot rehearsal archive"
-SUITE = "bookworm"
 ARCHITECTURES = ("amd64", "all")
 
 
@@ -53,9 +67,12 @@ def _gpg(folder: Path, *words: str) -> None:
 # -- building packages ------------------------------------------------------------------------
 
 
-def build_standins(out: Path, kernel: str) -> None:
-    """Build every stand-in package into out/{contrib,non-free,non-free-firmware,toolkit}/."""
-    words = {**WORDS, "@KERNEL@": kernel}
+def build_standins(out: Path, debian: str, kernel: Kernel) -> None:
+    """Build every stand-in package of a Debian release into out/COMPONENT/ and out/toolkit/."""
+    words = {
+        **WORDS[debian], "@TOOLKIT@": f"{TOOLKIT}-1", "@KERNEL@": kernel.release,
+        "@LINUX@": kernel.version,
+    }  # fmt: skip
     for component in sorted(path for path in PACKAGES.iterdir() if path.is_dir()):
         folder = out / component.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +80,7 @@ def build_standins(out: Path, kernel: str) -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 tree = Path(scratch) / "tree"
                 _lay_out(package, tree, words)
-                _compile(package, tree)
+                _compile(package, tree, words["@VERSION@"])
                 _pack(tree, folder)
         for line in _lines(component / "empty"):
             with tempfile.TemporaryDirectory() as scratch:
@@ -107,32 +124,32 @@ def _complete(control: str) -> str:
     return control.replace("Description:", f"{common}Description:", 1) + note
 
 
-def _compile(package: Path, tree: Path) -> None:
+def _compile(package: Path, tree: Path, version: str) -> None:
     """What a package holds beside texts: the C libraries, and the setuid nvidia-modprobe."""
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     if package.name in ("libnvidia-ml1", "libcuda1"):
-        _library(libraries / "nvidia/current", f"{package.name[:-1]}.so")
+        _library(libraries / "nvidia/current", f"{package.name[:-1]}.so", version)
     elif package.name == "libnvidia-cfg1":
-        _blank(libraries / "nvidia/current", "libnvidia-cfg.so", VERSION)
+        _blank(libraries / "nvidia/current", "libnvidia-cfg.so", version)
     elif package.name == "libnvidia-container1":
-        _blank(libraries, "libnvidia-container.so", "1.20.0")
+        _blank(libraries, "libnvidia-container.so", TOOLKIT)
     for source in sorted(package.glob("*.c")):
         program = tree / "usr/bin" / source.stem
         program.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            ["gcc", "-O1", "-Wall", f'-DDRIVER_VERSION="{VERSION}"', "-o", str(program),
+            ["gcc", "-O1", "-Wall", f'-DDRIVER_VERSION="{version}"', "-o", str(program),
              str(source)],
             check=True,
         )  # fmt: skip
         program.chmod(0o4755)
 
 
-def _library(folder: Path, stem: str) -> None:
+def _library(folder: Path, stem: str, version: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        hardware.build_libraries(Path(scratch), VERSION)
+        hardware.build_libraries(Path(scratch), version)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(scratch) / f"{stem}.{VERSION}", folder)
-    (folder / f"{stem}.1").symlink_to(f"{stem}.{VERSION}")
+        shutil.copy(Path(scratch) / f"{stem}.{version}", folder)
+    (folder / f"{stem}.1").symlink_to(f"{stem}.{version}")
     (folder / stem).symlink_to(f"{stem}.1")
 
 
@@ -192,10 +209,10 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 # -- publishing -------------------------------------------------------------------------------
 
 
-def publish_suite(folder: Path, pools: Mapping[str, Path], key_folder: Path) -> None:
-    """A signed suite `bookworm`; `pools` maps each component to a folder of .debs."""
+def publish_suite(folder: Path, debian: str, pools: Mapping[str, Path], key_folder: Path) -> None:
+    """A signed suite of that release; `pools` maps each component to a folder of .debs."""
     signing_key(key_folder)
-    dist = folder / "dists" / SUITE
+    dist = folder / "dists" / debian
     for component, source in sorted(pools.items()):
         pool = folder / "pool" / component
         _fill_pool(pool, source)
@@ -203,9 +220,9 @@ def publish_suite(folder: Path, pools: Mapping[str, Path], key_folder: Path) -> 
         index.mkdir(parents=True, exist_ok=True)
         _write_packages(index, folder, f"pool/{component}")
     _sign(dist, key_folder, {
-        "Origin": "gpuboot rehearsal", "Label": "gpuboot rehearsal", "Suite": "oldstable",
-        "Codename": SUITE, "Architectures": " ".join(ARCHITECTURES),
-        "Components": " ".join(sorted(pools)),
+        "Origin": "gpuboot rehearsal", "Label": "gpuboot rehearsal",
+        "Suite": WORDS[debian]["@SUITE@"], "Codename": debian,
+        "Architectures": " ".join(ARCHITECTURES), "Components": " ".join(sorted(pools)),
     })  # fmt: skip
 
 

@@ -113,10 +113,13 @@ def build_libraries(out: Path, version: str) -> None:
 
 
 def _kernel_files(tree: Path, hardware: Hardware) -> None:
-    """What linux-image would have left behind, as far as somebody looks at it."""
+    """What linux-image would have left behind, as far as somebody looks at it.
+
+    DKMS 3.2 runs depmod only where there is a modules.dep already.
+    """
     modules = tree / "lib/modules" / hardware.kernel
     modules.mkdir(parents=True, exist_ok=True)
-    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo", "modules.dep"):
         if not (modules / name).exists():
             (modules / name).touch()
     boot = tree / "boot"
@@ -139,6 +142,11 @@ def _divert(tree: Path, original: str, replacement: str) -> None:
          "--divert", aside, "--add", registered],
         check=True, stderr=subprocess.PIPE,  # it warns of Essential packages every time
     )  # fmt: skip
+    put = tree / aside.lstrip("/")
+    if put.is_symlink():  # a relative one would lead elsewhere from there
+        target = Path(registered).parent / put.readlink()
+        put.unlink()
+        put.symlink_to(target)
     place = tree / original
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)

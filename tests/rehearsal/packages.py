@@ -6,14 +6,16 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.rehearsal.command import run
 from tests.rehearsal.report import RigError, say
 
+HOME = "bookworm"  # the release whose archives the machine's own apt knows
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
 
-# What a cloud image of Debian 12 has and the walk leans on. openssh-client: without ssh-keygen
+# What a cloud image of Debian has and the walk leans on. openssh-client: without ssh-keygen
 # cloud-init 22.4 ends in `error`.
 BASE = (
     "apt", "ca-certificates", "cloud-init", "dbus", "gpg", "initramfs-tools", "iproute2", "kmod",
@@ -33,6 +35,13 @@ ALONE = ("python3-pynvml", "libfaketime")
 SETTINGS = re.compile(r"Acquire::(http|https|Check-|Retries|Max-|ForceIPv)", re.IGNORECASE)
 
 
+class Kernel(NamedTuple):
+    """The kernel that linux-headers-amd64 stands for, and the version of its packages."""
+
+    release: str
+    version: str
+
+
 def sources(release: str, components: Sequence[str]) -> list[str]:
     """The machine's own archives of a Debian release, as lines of a sources.list."""
     lines = _listed(release, components)
@@ -48,14 +57,18 @@ def sources(release: str, components: Sequence[str]) -> list[str]:
 
 
 def _listed(release: str, components: Sequence[str]) -> list[str]:
+    end = " ".join(components)
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
     targets = run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
-    lines = []
+    lines: dict[str, list[str]] = {HOME: [], release: []}
     for target in targets.splitlines():
         uri, suite, component, origin, *_ = [*target.split(), "", "", ""]
-        if origin == "Debian" and component == "main" and suite.split("-")[0] == release:
-            lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} {' '.join(components)}")
-    return lines
+        codename, dash, part = suite.partition("-")
+        if origin == "Debian" and component == "main" and codename in lines:
+            place = f"{uri} {release}{dash}{part}"
+            lines[codename].append(f"deb [signed-by={KEYRING}] {place} {end}")
+    # A mirror has all of Debian's releases at one address.
+    return lines[release] or lines[HOME]
 
 
 def build_base(folder: Path, release: str) -> None:
@@ -90,9 +103,11 @@ def download(base: Path, release: str, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     apt = _private_apt(partial / "apt", base, sources(release, COMPONENTS))
     run(*apt, "update")
-    run(*apt, "install", "--download-only", "--yes", *DEPENDENCIES, *WALK)
     archives = partial / "apt/cache/archives"
-    run(*apt, "download", *ALONE, cwd=archives)
+    run(*apt, "download", *ALONE, "linux-headers-amd64", cwd=archives)
+    with (partial / "apt/status").open("a", encoding="utf-8") as status:
+        status.write(_image(headers_kernel(archives)))
+    run(*apt, "install", "--download-only", "--yes", *DEPENDENCIES, *WALK)
     for deb in archives.glob("*.deb"):
         section = _field(deb, "Section")
         component = section.split("/")[0] if "/" in section else "main"
@@ -102,14 +117,28 @@ def download(base: Path, release: str, folder: Path) -> None:
     partial.rename(folder)
 
 
+def _image(kernel: Kernel) -> str:
+    """dpkg's entry of that kernel's image, which Debian 13's headers depend on.
+
+    Every machine has the image of the kernel it runs, and so has a node: a stand-in without files,
+    as nothing in a container boots it. The real one would be 100 MB.
+    """
+    return (
+        # Held, or apt would take the archive's of that version for a newer one.
+        f"\nPackage: linux-image-{kernel.release}\nStatus: hold ok installed\n"
+        f"Version: {kernel.version}\nArchitecture: amd64\nMaintainer: none\nDescription: none\n"
+    )
+
+
 def _private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
     """apt-get with the machine's settings, the given sources and the base's installed packages."""
     (state / "lists/partial").mkdir(parents=True)
     (state / "cache/archives/partial").mkdir(parents=True)
     (state / "sources.list").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.copyfile(base / "var/lib/dpkg/status", state / "status")
     options = {
         "Dir::State": state,
-        "Dir::State::status": base / "var/lib/dpkg/status",
+        "Dir::State::status": state / "status",
         "Dir::Cache": state / "cache",
         "Dir::Etc::SourceList": state / "sources.list",
         "Dir::Etc::SourceParts": "/dev/null",
@@ -121,13 +150,13 @@ def _private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
     return ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
 
 
-def headers_kernel(debs: Path) -> str:
-    """The kernel release that linux-headers-amd64 stands for."""
-    for deb in (debs / "main").glob("linux-headers-amd64_*.deb"):
-        match = re.search(r"linux-headers-(\d\S*-amd64)", _field(deb, "Depends"))
+def headers_kernel(folder: Path) -> Kernel:
+    """What the linux-headers-amd64 in a folder of packages stands for."""
+    for deb in folder.glob("linux-headers-amd64_*.deb"):
+        match = re.search(r"linux-headers-(\d\S*-amd64) \(= (\S+)\)", _field(deb, "Depends"))
         if match:
-            return match[1]
-    raise RigError(f"{debs}/main holds no linux-headers-amd64 that names a kernel")
+            return Kernel(match[1], match[2])
+    raise RigError(f"{folder} holds no linux-headers-amd64 that names a kernel")
 
 
 def _field(deb: Path, name: str) -> str:

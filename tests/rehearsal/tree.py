@@ -1,10 +1,11 @@
 """The trees nodes boot from: a cached base, two layers over it, and one overlay a rehearsal.
 
-    base      Debian by mmdebstrap                    (.cache/base/HASH, a minute)
-    machine   the stand-ins, trust, names, network    (.cache/layers/machine-HASH, seconds)
-    gpuboot   gpuboot's .deb, installed by apt        (.cache/layers/gpuboot-HASH, seconds)
+    base      Debian by mmdebstrap                    (.cache/base/DEBIAN-HASH, a minute)
+    machine   the stand-ins, trust, names, network    (.cache/layers/machine-…, seconds)
+    gpuboot   gpuboot's .deb, installed by apt        (.cache/layers/gpuboot-…, seconds)
 
-Each is built again when what went into it has changed.
+There is one of each for each release of Debian, and each is built again when what went into it
+has changed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from tests.rehearsal import archive, cluster, hardware, lab, packages, release
 from tests.rehearsal.command import run
+from tests.rehearsal.packages import Kernel
 from tests.rehearsal.report import RigError, say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,22 +94,23 @@ def fetch(debian: str) -> None:
 
 def prepare(debian: str) -> Ground:
     """Builds what is missing of archive, release, identity and layers; called inside the lab."""
-    kernel = packages.headers_kernel(_debs(debian))
-    lab_archive = _archive(_debs(debian), kernel)
+    kernel = packages.headers_kernel(_debs(debian) / "main")
+    lab_archive = _archive(debian, kernel)
     identity = CACHE / "identity" / _digest([_here("cluster.py"), _here("pki.py")])
     made = cluster.prepare(identity)
     releases, sha256 = _releases()
     machine = _layer(
-        "machine", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
-        lambda tree: _furnish(tree, debian, lab_archive, made.web_ca),
+        f"machine-{debian}", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
+        lambda tree: _furnish(tree, debian, kernel, lab_archive, made.web_ca),
     )  # fmt: skip
     product = _layer(
-        "gpuboot", [machine, _base(debian)], _digest(ROOT / part for part in PRODUCT),
+        f"gpuboot-{debian}", [machine, _base(debian)],
+        _digest((ROOT / part for part in PRODUCT), [machine.name]),
         lambda tree: _install(tree, debian, lab_archive),
     )  # fmt: skip
     layers = (product, machine, _base(debian))
     return Ground(
-        kernel, layers, lab_archive, releases, identity,
+        kernel.release, layers, lab_archive, releases, identity,
         made.token, made.server, made.proxy, sha256,
     )  # fmt: skip
 
@@ -141,20 +144,21 @@ def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
-def _archive(debs: Path, kernel: str) -> Path:
+def _archive(debian: str, kernel: Kernel) -> Path:
     """What http://archive.lab/ serves: the signed suite and the toolkit's flat repository."""
     inputs = [_here("archive.py"), _here("hardware.py"), _here("standins")]
-    folder = CACHE / "archive" / _digest(inputs, [debs, kernel])
+    debs = _debs(debian)
+    folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *kernel])}"
     if not folder.is_dir():
         say("Building the lab's archive: the real packages and the stand-ins.")
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         pools = partial / "pools"
-        archive.build_standins(pools, kernel)
+        archive.build_standins(pools, debian, kernel)
         _merge(debs, pools)
         key = archive.signing_key(KEYS)
         suite = {path.name: path for path in sorted(pools.iterdir()) if path.name != "toolkit"}
-        archive.publish_suite(partial / "debian", suite, KEYS)
+        archive.publish_suite(partial / "debian", debian, suite, KEYS)
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
         shutil.rmtree(pools)
@@ -216,8 +220,10 @@ def _prune(used: Path) -> None:
         shutil.rmtree(old)
 
 
-def _furnish(tree: Path, debian: str, lab_archive: Path, web_ca: Path) -> None:
+def _furnish(tree: Path, debian: str, kernel: Kernel, lab_archive: Path, web_ca: Path) -> None:
     """Makes a bare Debian a machine of the lab: names, trust, network, the hardware's stand-ins."""
+    image = f"linux-image-{kernel.release}_{kernel.version}_amd64.deb"
+    run("dpkg", f"--root={tree}", "--install", str(lab_archive / "debian/pool/main" / image))
     write(tree, "etc/hosts", f"127.0.0.1 localhost\n{lab.ADDRESS} {HOSTS}\n")
     write(
         tree, "etc/apt/sources.list",
