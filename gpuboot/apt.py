@@ -195,8 +195,10 @@ def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
 # What apt says, and what that means: the first line that fits decides.
 _CAUSES = (
     (re.compile(r"No space left on device|have enough free space"), DISK_FULL, True),
-    (re.compile(r"NO_PUBKEY|Missing key|EXPKEYSIG|BADSIG|is not signed|Not live until"
-                r"|signatures? (?:couldn't|were|was)|not valid yet|Release file .* expired"),
+    # sqv is what verifies on Debian 13, gpgv what did before.
+    (re.compile(r"sqv returned an error|NO_PUBKEY|EXPKEYSIG|BADSIG|is not signed"
+                r"|signatures? (?:couldn't|were|was)|not valid yet|Release file .* expired"
+                r"|weak security information"),
      SIGNATURE_REFUSED, True),
     (re.compile(r"Could not get lock|(?:is|was) locked by|Unable to acquire"), LOCKED, True),
     (re.compile(r"Unable to locate package|has no installation candidate|was not found"),
@@ -207,16 +209,25 @@ _CAUSES = (
 )  # fmt: skip
 
 
+# Lines that tell of no failure: it waited and got the lock; two of our sources have one index.
+_NOISE = re.compile(r"^(?:Waiting for cache lock|W: Target \S+ .* configured multiple times).*\n?",
+                    re.MULTILINE)  # fmt: skip
+# A line that tells of one, with what is indented below it.
+_TOLD = re.compile(r"^(?:(?:E|Err|W|Error|dpkg)\b|The following packages have unmet)"
+                   r".*(?:\n[ \t].*)*", re.MULTILINE)  # fmt: skip
+
+
 def failure(result: Result) -> GpubootError:
     """What a failed apt-get means; its error lines are the evidence."""
-    said = f"{result.out}\n{result.err}".splitlines()
-    # That it waited for a lock, and got it in the end, is no cause.
-    text = "\n".join(line for line in said if not line.startswith("Waiting for cache lock"))
-    lines = [line for line in text.splitlines() if re.match(r"(E|Err|W|Error|dpkg)\b", line)]
+    text = _NOISE.sub("", f"{result.out}\n{result.err}")
+    lines = "\n".join(_TOLD.findall(text)).splitlines()
     evidence = "\n".join(lines[-12:]) or text.strip()[-1500:]
     for pattern, code, retry in _CAUSES:
         if match := pattern.search(text):
-            line = next((line for line in text.splitlines() if match[0] in line), match[0])
-            return GpubootError(code, line.strip(), evidence=evidence, retry=retry)
+            # The same is often said twice, and only the line that is marked names the source.
+            marked = [line for line in lines if not line.startswith((" ", "\t", "Err"))]
+            found = (line for line in (*marked, *text.splitlines()) if match[0] in line)
+            message = " ".join(next(found, match[0]).split())
+            return GpubootError(code, message, evidence=evidence, retry=retry)
     how = f"was killed by signal {-result.code}" if result.code < 0 else "failed"
     return GpubootError(INSTALL_FAILED, f"apt-get {how}", evidence=evidence, retry=True)

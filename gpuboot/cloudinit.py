@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 RESULT = "/run/cloud-init/result.json"
 INSTANCE = "/var/lib/cloud/data/instance-id"
+FINAL = "cloud-final.service"
+MAIN = "cloud-init-main.service"  # the one process of 24.3 and later
 UNITS = (
     "cloud-init-local.service",
     "cloud-init.service",
     "cloud-init-network.service",
-    "cloud-init-main.service",
+    MAIN,
     "cloud-config.service",
-    "cloud-final.service",
+    FINAL,
 )
 
 
@@ -35,15 +37,28 @@ def unfinished(host: Host) -> str | None:
         return None
     if host.exists("/run/cloud-init/disabled") or host.exists("/etc/cloud/cloud-init.disabled"):
         return None
-    final = systemd.unit(host, "cloud-final.service")
+    units = {name: systemd.unit(host, name) for name in (FINAL, MAIN)}
+    if any(_killed(host, name, unit) for name, unit in units.items()):
+        return None
+    final = units[FINAL]
     if final.job or final.active == "activating":
         return "cloud-init runs its last stage (cloud-final)"
-    # One that failed or is masked writes no result any more, in this boot.
-    if host.exists(RESULT) or final.active == "failed" or final.load == "masked":
+    # A masked one writes no result in this boot.
+    if host.exists(RESULT) or final.load == "masked":
         return None
     if final.exists and _will_run(host):
         return "cloud-init has not ended yet"
     return None
+
+
+def _killed(host: Host, name: str, unit: systemd.Unit) -> bool:
+    """Whether cloud-init was killed, and all that this unit had started has ended.
+
+    result.json never comes then. Where cloud-init is one process (24.3 and later), cloud-final
+    waits for ever for that process to answer.
+    """
+    processes = f"/sys/fs/cgroup/system.slice/{name}/cgroup.procs"
+    return unit.active == "failed" and not host.read(processes)
 
 
 def _will_run(host: Host) -> bool:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # What a label or taint of the GPU itself begins with; a pool's own labels are the node's.
 GPU_PREFIX = "nvidia.com/"
 
-# Debian 12's own driver: the smallest set for a container host (facts: nvidia 2.4).
+# Debian's own driver, the same names in 12 and 13: the smallest set for a container host
+# (facts: nvidia 2.4).
 DEBIAN_DRIVER = (
     "nvidia-kernel-dkms",
     "nvidia-smi",

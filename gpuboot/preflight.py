@@ -70,7 +70,7 @@ def _system(facts: Facts) -> str:
 def troubles(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]:
     """What of system, settings, firmware and space stands in the way; only reads."""
     yield from unfit(facts)
-    if problem := unsupported(config):
+    if problem := unsupported(config, facts):
         yield GpubootError(UNSUPPORTED_SETTING, problem)
     yield from short(host, facts)
 
@@ -95,8 +95,9 @@ def short(host: Host, facts: Facts) -> Iterator[GpubootError]:
         yield GpubootError(NO_SPACE, message, retry=True)
 
 
-def unsupported(config: Config) -> str | None:
+def unsupported(config: Config, facts: Facts) -> str | None:
     """The first setting that this version accepts and does not carry out yet."""
+    branch = BRANCHES.get(facts.os_version, config.driver.branch)
     rules = (
         (
             config.driver.source != "distribution",
@@ -111,8 +112,8 @@ def unsupported(config: Config) -> str | None:
             "driver.kernel-module-type is open: Debian's open module does not build",
         ),
         (
-            config.driver.branch not in (None, *BRANCHES.values()),
-            f"driver.branch is {config.driver.branch}: Debian 12 has 535, Debian 13 has 550",
+            config.driver.branch not in (None, branch),
+            f"driver.branch is {config.driver.branch}: Debian {facts.os_version} has {branch}",
         ),
     )
     return next((text for wrong, text in rules if wrong), None)

@@ -90,7 +90,7 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
     if wanted is None:
         yield from _looked_at(host, road.steps, ("rke2-hold", "gpu-present"))
         return
-    if unsupported := preflight.unsupported(wanted):
+    if unsupported := preflight.unsupported(wanted, machine):
         yield _trouble(preflight.UNSUPPORTED_SETTING, unsupported)
     host.web.proxy = plan.proxy(wanted)
     servers = Servers(host)

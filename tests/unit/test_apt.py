@@ -48,6 +48,43 @@ def test_the_evidence_is_what_apt_calls_errors_and_warnings() -> None:
     assert "NO_PUBKEY 7E184EC218310D4E" in error.message
 
 
+def said(title: str) -> GpubootError:
+    """The failure that the block of this title tells of."""
+    return apt.failure(Result(100, next(text for _, _, name, text in blocks() if name == title)))
+
+
+@pytest.mark.parametrize(
+    ("title", "message"),
+    [
+        ("apt 3, signed by another key", "Missing key FA59D52CB407D8E2F871988C9478D070B87A8EBA"),
+        ("apt 3, the key has expired", "Expired on 2025-01-31T00:00:00Z"),
+        ("apt 3, the key is bound to its name by SHA-1", "SHA1 is not considered secure since"),
+        ("apt 3, the clock is behind", "Not live until 2026-12-02T23:30:00Z"),
+        ("apt 3, the key file is gone", 'Failed to parse keyring "/root/absent.gpg"'),
+    ],
+)
+def test_a_refused_signature_is_told_with_its_source_and_why(title: str, message: str) -> None:
+    error = said(title)
+    assert "http://mirror/debian trixie InRelease: " in error.message
+    assert message in error.message
+    assert "  " not in error.message
+
+
+def test_the_evidence_of_a_conflict_names_the_packages() -> None:
+    assert said("held packages").evidence.splitlines() == [
+        "The following packages have unmet dependencies:",
+        " nvidia-kernel-dkms : Depends: nvidia-installer-cleanup but it is not installable",
+        "E: Unable to correct problems, you have held broken packages.",
+    ]
+    conflict = said("apt 3, a dependency that nobody has").evidence
+    assert "\n   2. a:amd64 Depends not-there\n" in conflict
+
+
+def test_that_a_source_is_there_twice_is_no_evidence() -> None:
+    evidence = said("apt 3, the lists are locked").evidence
+    assert evidence.splitlines()[-1] == "E: Unable to lock directory /var/lib/apt/lists/"
+
+
 def test_a_failure_without_any_error_line_shows_the_end_of_what_was_said() -> None:
     assert apt.failure(Result(1, "something\nelse\n")).evidence == "something\nelse"
 
@@ -94,7 +131,34 @@ def test_a_cut_off_dpkg_is_noticed(
 
 # -- what could be installed
 
-# apt-cache policy of apt 2.6.1 on Debian 12; a package that apt does not know has no block.
+# apt-get --print-uris of apt 3.0.4 on a Debian 13 rehearsal node (2026-11-25).
+URIS = """\
+Reading package lists...
+Building dependency tree...
+Reading state information...
+0 upgraded, 0 newly installed, 3 reinstalled, 0 to remove and 0 not upgraded.
+Need to get 82.0 kB of archives.
+After this operation, 0 B of additional disk space will be used.
+'http://mirror/pool/main/cpp-14_14.2.0-19_amd64.deb' \
+cpp-14_14.2.0-19_amd64.deb 1280 MD5Sum:4f64d2ad43b3b5468651014254bf4ad1
+'http://mirror/pool/main/dkms_3.2.2-1%7edeb13u1_all.deb' \
+dkms_3.2.2-1~deb13u1_all.deb 60084 MD5Sum:ea1513a1ebedd18fb6c5acfe72af15e5
+'http://mirror/pool/non-free/nvidia-smi_550.163.01-2_amd64.deb' \
+nvidia-smi_550.163.01-2_amd64.deb 20672 MD5Sum:2acffefa83812d13bde73eb317fa2a5f
+"""
+
+
+def test_downloads_are_told_with_version_and_size_by_apt_3_too(node: Node) -> None:
+    node.answers["apt-get"] = URIS
+    assert apt.downloads(node.host, ["dkms", "nvidia-smi"], [], {}) == [
+        apt.Download("cpp-14", "14.2.0-19", 1280),
+        apt.Download("dkms", "3.2.2-1~deb13u1", 60084),
+        apt.Download("nvidia-smi", "550.163.01-2", 20672),
+    ]
+
+
+# apt-cache policy of apt 2.6.1 on Debian 12, the last block of apt 3.0.4 on Debian 13; a package
+# that apt does not know has no block.
 POLICY = """\
 base-files:
   Installed: 12.4+deb12u11
@@ -119,6 +183,13 @@ libc6:i386:
   Candidate: 2.36-9+deb12u10
   Version table:
      2.36-9+deb12u10 500
+linux-headers-amd64:
+  Installed: 6.12.118-1
+  Candidate: 6.12.118-1
+  Version table:
+ *** 6.12.118-1 500
+        500 http://mirror/debian trixie/main amd64 Packages
+        100 /var/lib/dpkg/status
 """
 
 
@@ -128,6 +199,7 @@ def test_candidates_are_those_that_apt_would_install(node: Node) -> None:
         "base-files": "12.4+deb12u15",
         "libnvidia-container1": "1.20.0-1",
         "libc6:i386": "2.36-9+deb12u10",
+        "linux-headers-amd64": "6.12.118-1",
     }
 
 

@@ -40,7 +40,7 @@ FAILED = {"ActiveState": "failed", "SubState": "failed", "Job": "0"}
         ([PROGRAM, RESULT], ENDED, None),
         # installed by pip
         (["/usr/local/bin/cloud-init", ENABLED], QUEUED, LAST),
-        # a last stage that is over and has left no result
+        # killed, or masked: result.json never comes
         ([PROGRAM, ENABLED], FAILED, None),
         ([PROGRAM, ENABLED], {"LoadState": "masked", "UnitFileState": "masked"}, None),
         # an error of an earlier stage is no end
@@ -53,6 +53,30 @@ def test_cloud_init_is_done_when_its_last_stage_is(
     for name in files:
         node.put(name)
     node.unit("cloud-final.service", **final)
+    node.unit("cloud-init-main.service", **ABSENT)
+    assert cloudinit.unfinished(node.host) == why
+
+
+@pytest.mark.parametrize(
+    ("main", "left", "why"),
+    [
+        ({"ActiveState": "active"}, "37\n212\n", LAST),
+        # runcmd's script outlives the process that has started it (KillMode=process)
+        ({"ActiveState": "failed"}, "212\n", LAST),
+        ({"ActiveState": "failed"}, "", None),
+        ({"ActiveState": "failed"}, None, None),
+    ],
+)
+def test_a_killed_cloud_init_is_waited_for_only_as_long_as_its_scripts_run(
+    node: Node, main: dict[str, str], left: str | None, why: str | None
+) -> None:
+    """Tried with cloud-init 25.1 on Debian 13: cloud-final then stays activating for ever."""
+    node.put(PROGRAM)
+    node.put(ENABLED)
+    node.unit("cloud-final.service", **RUNNING)
+    node.unit("cloud-init-main.service", **main)
+    if left is not None:
+        node.put("/sys/fs/cgroup/system.slice/cloud-init-main.service/cgroup.procs", left)
     assert cloudinit.unfinished(node.host) == why
 
 

@@ -11,7 +11,7 @@ from gpuboot.checkpoint import Checkpoint, Spent
 from gpuboot.config import Reboot
 from gpuboot.errors import GpubootError, Stopped
 from gpuboot.host import Command, Result
-from tests.unit.node import Node
+from tests.unit.node import ABSENT, SHOWN, Node
 
 STEP, WHY = "driver-loaded", "nouveau holds 0000:03:00.0"
 NOW = "boot-3"
@@ -140,7 +140,8 @@ def test_a_reboot_waits_until_cloud_init_is_done(node: Node) -> None:
             node.put("/run/cloud-init/result.json")
         return Result(0, f"LoadState=loaded\nActiveState={state}\nJob=0\n")
 
-    node.answers["systemctl show"] = show
+    node.answers[f"systemctl show --property {SHOWN} cloud-final.service"] = show
+    node.unit("cloud-init-main.service", **ABSENT)
     node.answers["systemctl reboot"] = ""
     told: list[str] = []
     reboot.reboot(node.host, record(), STEP, WHY, told.append)
@@ -156,6 +157,7 @@ def test_a_reboot_waits_until_cloud_init_is_done(node: Node) -> None:
 def test_being_stopped_while_cloud_init_runs_spends_nothing(node: Node) -> None:
     node.put("/usr/bin/cloud-init")
     node.unit("cloud-final.service", ActiveState="activating")
+    node.unit("cloud-init-main.service", **ABSENT)
     with pytest.raises(Stopped):
         reboot.reboot(node.host, record(), STEP, WHY, lambda _: node.host.stop())
     assert node.text(checkpoint.FILE) is None
