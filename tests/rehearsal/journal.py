@@ -62,7 +62,10 @@ def early_reboots(entries: Sequence[Entry], rebooted: Sequence[str]) -> list[str
 
 
 def _cloud_final_ended(entry: Entry) -> bool:
-    return entry.unit == "cloud-final.service" and entry.job == "start" and bool(entry.result)
+    """It has ended, or never will: on Debian 13 it waits for a process that was killed."""
+    killed = entry.message == "cloud-init-main.service: Failed with result 'signal'."
+    done = entry.unit == "cloud-final.service" and entry.job == "start" and bool(entry.result)
+    return done or killed
 
 
 def walk_delay(entries: Sequence[Entry], boot: str) -> float | None:

@@ -44,10 +44,10 @@ class Kernel(NamedTuple):
 
 def sources(release: str, components: Sequence[str]) -> list[str]:
     """The machine's own archives of a Debian release, as lines of a sources.list."""
-    lines = _listed(release, components)
+    lines = derive(_targets(), release, components)
     if not lines:  # nothing is listed before the first update
         run("apt-get", "-q", "update")
-        lines = _listed(release, components)
+        lines = derive(_targets(), release, components)
     if not lines:
         raise RigError(
             f"this machine's apt knows no archive of Debian {release}",
@@ -56,19 +56,24 @@ def sources(release: str, components: Sequence[str]) -> list[str]:
     return lines
 
 
-def _listed(release: str, components: Sequence[str]) -> list[str]:
-    end = " ".join(components)
+def _targets() -> str:
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
-    targets = run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
-    lines: dict[str, list[str]] = {HOME: [], release: []}
+    return run("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
+
+
+def derive(targets: str, release: str, components: Sequence[str]) -> list[str]:
+    """The archives of a release where apt lists them, else where it lists the machine's own.
+
+    A mirror has all of Debian's releases at one address.
+    """
+    found: dict[str, list[str]] = {HOME: [], release: []}
     for target in targets.splitlines():
         uri, suite, component, origin, *_ = [*target.split(), "", "", ""]
         codename, dash, part = suite.partition("-")
-        if origin == "Debian" and component == "main" and codename in lines:
-            place = f"{uri} {release}{dash}{part}"
-            lines[codename].append(f"deb [signed-by={KEYRING}] {place} {end}")
-    # A mirror has all of Debian's releases at one address.
-    return lines[release] or lines[HOME]
+        if origin == "Debian" and component == "main" and codename in found:
+            place = f"{uri} {release}{dash}{part} {' '.join(components)}"
+            found[codename].append(f"deb [signed-by={KEYRING}] {place}")
+    return found[release] or found[HOME]
 
 
 def build_base(folder: Path, release: str) -> None:

@@ -3,7 +3,7 @@
 node.yaml (all keys but description are optional):
     description: what this scenario shows, one sentence
     core: true                    # `make test` runs it
-    release: bookworm             # the node's Debian
+    release: bookworm             # the node's Debian; or trixie
     kernel: auto                  # the kernel release the node believes it runs
     hostname: gpu-worker-1        # cloud-init's, and the API server's Node of a plain config
     nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
@@ -68,7 +68,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import acts
+from tests.rehearsal import acts, archive
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
@@ -207,7 +207,7 @@ def _setup(table: Table) -> Setup:
     setup = Setup(
         description=table.text("description"),
         core=table.flag("core", default=False),
-        release=table.text("release", "bookworm"),
+        release=table.choice("release", tuple(archive.WORDS), "bookworm"),
         kernel=table.text("kernel", "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
         nodes=table.number("nodes") or 1,

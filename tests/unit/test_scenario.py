@@ -70,6 +70,7 @@ def test_an_unknown_placeholder_names_the_file(folder: Path) -> None:
         ("node.yaml", "description: a\ncore: 'yes'\n", "core: expected true or false, found 'yes'"),
         ("node.yaml", "description: a\nnouveau: gone\n", "expected absent | idle | busy"),
         ("node.yaml", "description: a\ndisk: big\n", "disk: expected a size such as 900M or 4G"),
+        ("node.yaml", "description: a\nrelease: sid\n", "release: expected bookworm | trixie"),
         ("node.yaml", "description: a\ndeadline: 10\n", "deadline: expected a duration such as"),
         ("node.yaml", "description: a\ngpus: [1]\n", "gpus: expected a list of mappings"),
         ("node.yaml", "description: a\ngpus: [{slot: 3}]\n", "gpus[0].slot: expected a string"),
@@ -234,6 +235,12 @@ def test_a_reboot_before_cloud_final_has_ended_is_told() -> None:
     hasty = [*JOURNAL[:2], _entry(7.0, "multi-user.target", "stop", "done", "Stopped"), JOURNAL[2]]
     assert len(journal.early_reboots(hasty, [FIRST])) == 1
     assert len(journal.early_reboots(JOURNAL[:2], [FIRST])) == 1
+
+
+def test_a_killed_cloud_init_is_not_waited_for() -> None:
+    unit = "cloud-init-main.service"
+    killed = _entry(9.0, unit, "", "", f"{unit}: Failed with result 'signal'.")
+    assert journal.early_reboots([*JOURNAL[:2], killed], [FIRST]) == []
 
 
 def test_a_walk_that_waited_for_runcmd_is_told(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The pretended kernel: which modules are loaded, who drives which GPU, and what it logs.
 
-Stands in for a Debian 12 kernel on a machine with NVIDIA GPUs. In a container no module can be
+Stands in for a Debian kernel on a machine with NVIDIA GPUs. In a container no module can be
 loaded (facts/rig.md), so its outside is played here: /sys/module, the `driver` links on the PCI
 bus, /proc/driver/nvidia and the kernel log. The texts are those of nvidia.ko and of the kernel's
 module loader (facts/nvidia.md 1.4 and 4, facts/vm.md 2).
