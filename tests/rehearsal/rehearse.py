@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tests.rehearsal import journal, rerun, secrecy, verdict
+from tests.rehearsal import journal, planned, rerun, secrecy, verdict
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation
 from tests.rehearsal.report import RigError, say
@@ -31,7 +31,7 @@ def rehearse(stage: Stage) -> list[str]:
     during = [act for act in stage.scenario.acts if act.during]
     found = Settle(stage, expect, during).until(setup.deadline)
     evidence = collect(stage)
-    found = found or verdict.differences(expect, evidence)
+    found = found or [*verdict.differences(expect, evidence), *_planned(stage, evidence)]
     found += _again(stage, evidence)
     if not found and stage.scenario.acts:
         evidence, found = _perform(stage, evidence)
@@ -111,6 +111,12 @@ def _again(stage: Stage, evidence: verdict.Evidence) -> list[str]:
     if evidence.look("state") != "ready" or stage.scenario.expect.state != "ready":
         return []
     return rerun.findings(stage.node, stage.disk)
+
+
+def _planned(stage: Stage, evidence: verdict.Evidence) -> list[str]:
+    """The first walk, up to where expect.yaml wants it, stays within what the plan had said."""
+    ready = evidence.look("state") == "ready"
+    return planned.findings(stage.node.root, ready=ready, rebooted=len(evidence.rebooted))
 
 
 def _early_reboots(stage: Stage, evidence: verdict.Evidence) -> list[str]:

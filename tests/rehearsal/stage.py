@@ -13,7 +13,7 @@ from typing import Literal, cast
 from tests.rehearsal import acts, hardware, lab, tree
 from tests.rehearsal.node import Node
 from tests.rehearsal.report import Watch, say
-from tests.rehearsal.scenario import Scenario, fill, fill_text
+from tests.rehearsal.scenario import PLAIN, Scenario, fill, fill_text
 
 NODE_ADDRESS = "10.88.0.{}"
 FIRST_ADDRESS = 11
@@ -101,7 +101,8 @@ def _node(scenario: Scenario, ground: tree.Ground, run: Path, number: int) -> It
     config, user_data = fill(scenario, ground.values())
 
     def fill_act(text: str) -> str:
-        return fill_text(scenario.folder / "acts.yaml", text, ground.values(), config=config)
+        acts_file, plain = scenario.folder / "acts.yaml", PLAIN.read_text(encoding="utf-8")
+        return fill_text(acts_file, text, ground.values(), config=config, plain=plain)
 
     group = lab.cgroup(run) / name
     group.mkdir()

@@ -35,11 +35,14 @@ TOOLKIT_KEY = "/usr/share/keyrings/lab-toolkit.gpg"
 KEYS = Path("/run/lab-keys")  # gone with the lab, and short enough for gpg-agent's socket
 KEPT_BUILDS = 3  # of each kind; a run beside this one may still stand on the one before
 
+PROBES = Path(__file__).parent / "probes"
+
 # What gpuboot's .deb is built from.
 PRODUCT = ("gpuboot", "systemd", "cloud-init", "packaging", "docs", "setup.cfg", "pyproject.toml",
            "README.md", "CHANGELOG.md", "LICENSE")  # fmt: skip
 # What the stand-ins are built from.
-STANDINS = ("archive.py", "hardware.py", "release.py", "cluster.py", "pki.py", "standins")
+STANDINS = ("archive.py", "hardware.py", "release.py", "cluster.py", "pki.py", "probes",
+            "standins")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,10 @@ def _furnish(tree: Path, debian: str, kernel: Kernel, lab_archive: Path, web_ca:
     in_tree(tree, "update-ca-certificates")
     in_tree(tree, "systemctl", "enable", "systemd-networkd.service")
     hardware.install_programs(tree)
+    write(tree, f"{hardware.PROGRAMS}/plan.py", (PROBES / "plan.py").read_text(encoding="utf-8"))
+    unit = (PROBES / "lab-plan.service").read_text(encoding="utf-8")
+    write(tree, "etc/systemd/system/lab-plan.service", unit)
+    in_tree(tree, "systemctl", "enable", "lab-plan.service")
 
 
 def _install(tree: Path, debian: str, lab_archive: Path) -> None:

@@ -131,16 +131,20 @@ def test_a_cut_off_dpkg_is_noticed(
 
 # -- what could be installed
 
-# apt-get --print-uris of apt 3.0.4 on a Debian 13 rehearsal node (2026-11-25).
-URIS = """\
+# apt-get --simulate and --print-uris of apt 3.0.4, in a Debian 13 rehearsal tree (2026-11-25).
+SIMULATED = """\
 Reading package lists...
 Building dependency tree...
-Reading state information...
-0 upgraded, 0 newly installed, 3 reinstalled, 0 to remove and 0 not upgraded.
-Need to get 82.0 kB of archives.
-After this operation, 0 B of additional disk space will be used.
-'http://mirror/pool/main/cpp-14_14.2.0-19_amd64.deb' \
-cpp-14_14.2.0-19_amd64.deb 1280 MD5Sum:4f64d2ad43b3b5468651014254bf4ad1
+Solving dependencies...
+The following NEW packages will be installed:
+  dkms nvidia-smi
+Inst dkms (3.2.2-1~deb13u1 gpuboot rehearsal:stable [all])
+Inst nvidia-smi (550.163.01-2 gpuboot rehearsal:stable [amd64])
+Conf dkms (3.2.2-1~deb13u1 gpuboot rehearsal:stable [all])
+Conf nvidia-smi (550.163.01-2 gpuboot rehearsal:stable [amd64])
+"""
+URIS = """\
+Reading package lists...
 'http://mirror/pool/main/dkms_3.2.2-1%7edeb13u1_all.deb' \
 dkms_3.2.2-1~deb13u1_all.deb 60084 MD5Sum:ea1513a1ebedd18fb6c5acfe72af15e5
 'http://mirror/pool/non-free/nvidia-smi_550.163.01-2_amd64.deb' \
@@ -148,12 +152,14 @@ nvidia-smi_550.163.01-2_amd64.deb 20672 MD5Sum:2acffefa83812d13bde73eb317fa2a5f
 """
 
 
-def test_downloads_are_told_with_version_and_size_by_apt_3_too(node: Node) -> None:
-    node.answers["apt-get"] = URIS
-    assert apt.downloads(node.host, ["dkms", "nvidia-smi"], [], {}) == [
-        apt.Download("cpp-14", "14.2.0-19", 1280),
-        apt.Download("dkms", "3.2.2-1~deb13u1", 60084),
-        apt.Download("nvidia-smi", "550.163.01-2", 20672),
+def test_changes_are_told_with_version_and_size_by_apt_3_too(node: Node) -> None:
+    def answer(command: Command) -> Result:
+        return Result(0, SIMULATED if "--simulate" in command.argv else URIS)
+
+    node.answers["apt-get"] = answer
+    assert apt.changes(node.host, ["dkms", "nvidia-smi"], [], {}) == [
+        apt.Change("dkms", "install", "3.2.2-1~deb13u1", None, 60084),
+        apt.Change("nvidia-smi", "install", "550.163.01-2", None, 20672),
     ]
 
 

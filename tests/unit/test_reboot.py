@@ -181,6 +181,7 @@ def test_a_wake_ends_the_waiting_for_cloud_init_so_that_the_configuration_is_rea
 ) -> None:
     node.put("/usr/bin/cloud-init")
     node.unit("cloud-final.service", ActiveState="activating")
+    node.unit("cloud-init-main.service", **ABSENT)
     node.host.wake()
     error = refused(node)
     assert (error.code, error.retry) == (reboot.NOT_YET, True)
