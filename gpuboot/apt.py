@@ -217,6 +217,11 @@ _TOLD = re.compile(r"^(?:(?:E|Err|W|Error|dpkg)\b|The following packages have un
                    r".*(?:\n[ \t].*)*", re.MULTILINE)  # fmt: skip
 
 
+# The archive's signature seems to come from the future.
+_NOT_YET = re.compile(r"not valid yet|Not live until")
+CLOCK_HINT = "timedatectl (the node's clock is behind: set it, then: gpuboot run)"
+
+
 def failure(result: Result) -> GpubootError:
     """What a failed apt-get means; its error lines are the evidence."""
     text = _NOISE.sub("", f"{result.out}\n{result.err}")
@@ -228,6 +233,7 @@ def failure(result: Result) -> GpubootError:
             marked = [line for line in lines if not line.startswith((" ", "\t", "Err"))]
             found = (line for line in (*marked, *text.splitlines()) if match[0] in line)
             message = " ".join(next(found, match[0]).split())
-            return GpubootError(code, message, evidence=evidence, retry=retry)
+            hint = CLOCK_HINT if _NOT_YET.search(text) else None
+            return GpubootError(code, message, hint=hint, evidence=evidence, retry=retry)
     how = f"was killed by signal {-result.code}" if result.code < 0 else "failed"
     return GpubootError(INSTALL_FAILED, f"apt-get {how}", evidence=evidence, retry=True)

@@ -78,6 +78,15 @@ MODULES_LOAD_TEXT = """\
 nvidia
 nvidia-uvm
 """
+# Loading nvidia-uvm makes no /dev/nvidia-uvm, and without that CUDA fails in every container of a
+# boot in which gpuboot does not walk.
+DEVICES = "/etc/systemd/system/systemd-modules-load.service.d/gpuboot.conf"
+DEVICES_TEXT = """\
+# Written by gpuboot: CUDA's device file is there at every boot, as soon as the modules are loaded.
+[Service]
+ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
+"""
+BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
 RIVALS = ("nouveau", "nova_core")
 STACK = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")  # in the order of unloading
 
@@ -155,18 +164,20 @@ class DriverLoaded:
             return Pending("the nvidia module is not loaded")
         if built and built.version != loaded:
             return Pending(f"nvidia {loaded} is loaded, {built.version} is installed")
-        if host.read(MODULES_LOAD) != MODULES_LOAD_TEXT:
-            return Pending(f"{MODULES_LOAD} is not written")
+        for name, text in BOOT_FILES.items():
+            if host.read(name) != text:
+                return Pending(f"{name} is not written")
         if missing := _missing_devices(host):
             return Pending(f"{', '.join(missing)} missing")
         driver = {"version": loaded, "kernel_module_type": _module_type(host)}
         return Ok(f"nvidia {loaded} holds every GPU", shows={"driver": driver})
 
     def writes(self, host: Host) -> Mapping[str, str]:
-        return {MODULES_LOAD: MODULES_LOAD_TEXT}
+        return BOOT_FILES
 
     def apply(self, host: Host) -> Reboot | None:
-        host.write(MODULES_LOAD, MODULES_LOAD_TEXT)
+        for name, text in BOOT_FILES.items():
+            host.write(name, text)
         if reboot := _make_way(host) or _load(host):
             _renew_initramfs(host)
             return reboot

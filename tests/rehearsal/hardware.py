@@ -66,6 +66,7 @@ def install_programs(tree: Path) -> None:
             _write(programs / source.name, source.read_text(), 0o755)
     for original, replacement in DIVERTED.items():
         _divert(tree, original, replacement)
+    _build_clock(programs / "libclock.so")
     units = tree / "usr/lib/systemd/system"
     for name in ("lab-kmsg.service", "lab-hardware.service"):
         _write(units / name, (STANDINS / "hardware" / name).read_text())
@@ -110,6 +111,12 @@ def build_libraries(out: Path, version: str) -> None:
              str(STANDINS / "libraries" / f"{name.replace('-', '_')}.c")],
             check=True,
         )  # fmt: skip
+
+
+def _build_clock(out: Path) -> None:
+    """The wrong wall clock, for scenarios that preload it."""
+    source = STANDINS / "libraries/clock.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", out, source], check=True)
 
 
 def _kernel_files(tree: Path, hardware: Hardware) -> None:

@@ -27,9 +27,8 @@ DEPENDENCIES = (
     "python3-click", "python3-psutil", "python3-requests", "python3-tenacity", "python3-yaml",
 )  # fmt: skip
 WALK = ("dkms", "linux-headers-amd64")
-# Alone: what the first depends on is NVIDIA's, and in the lab's archive a stand-in; the second is
-# for nodes whose clock is wrong, and needs nothing else.
-ALONE = ("python3-pynvml", "libfaketime")
+# Alone: what it depends on is NVIDIA's, and in the lab's archive a stand-in.
+ALONE = ("python3-pynvml",)
 
 # How the machine reaches its archive; everything else of its apt settings stays outside.
 SETTINGS = re.compile(r"Acquire::(http|https|Check-|Retries|Max-|ForceIPv)", re.IGNORECASE)

@@ -70,6 +70,14 @@ def test_a_refused_signature_is_told_with_its_source_and_why(title: str, message
     assert "  " not in error.message
 
 
+def test_a_clock_that_is_behind_is_what_to_look_at_first() -> None:
+    behind = [error for *_, text in blocks() if (error := apt.failure(Result(100, text))).hint
+              == apt.CLOCK_HINT]  # fmt: skip
+    assert said("apt 3, the clock is behind").hint == apt.CLOCK_HINT
+    assert len(behind) == 3
+    assert {error.code for error in behind} == {apt.SIGNATURE_REFUSED}
+
+
 def test_the_evidence_of_a_conflict_names_the_packages() -> None:
     assert said("held packages").evidence.splitlines() == [
         "The following packages have unmet dependencies:",

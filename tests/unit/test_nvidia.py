@@ -164,6 +164,8 @@ def test_the_driver_is_loaded_without_a_reboot(node: Node, loaded: list[str], sa
     assert found.shows == {"driver": {"version": DRIVER, "kernel_module_type": "proprietary"}}
     assert modules.loaded("nvidia_uvm")
     assert (node.text("/etc/modules-load.d/gpuboot.conf") or "").endswith("nvidia\nnvidia-uvm\n")
+    drop_in = "/etc/systemd/system/systemd-modules-load.service.d/gpuboot.conf"
+    assert "ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0" in (node.text(drop_in) or "")
 
 
 @pytest.mark.parametrize("rival", ["nouveau", "nova_core"])
