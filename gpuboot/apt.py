@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from gpuboot.errors import Code, GpubootError
+from gpuboot.host import WRITE_FAILED
 
 if TYPE_CHECKING:
     from gpuboot.host import Host, Result
@@ -195,6 +196,8 @@ def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
 # What apt says, and what that means: the first line that fits decides.
 _CAUSES = (
     (re.compile(r"No space left on device|have enough free space"), DISK_FULL, True),
+    # It fails to fetch, or has no lock, only because it cannot write.
+    (re.compile(r"Read-only file system"), WRITE_FAILED, True),
     # sqv is what verifies on Debian 13, gpgv what did before.
     (re.compile(r"sqv returned an error|NO_PUBKEY|EXPKEYSIG|BADSIG|is not signed"
                 r"|signatures? (?:couldn't|were|was)|not valid yet|Release file .* expired"

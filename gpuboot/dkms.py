@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gpuboot import kernel
 from gpuboot.errors import Code, GpubootError
+from gpuboot.host import WRITE_FAILED, unwritable
 from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ BUILD_FAILED = Code(
     ("dkms status", "tail -40 /var/lib/dkms/*/*/build/make.log", "df -h /var; free -m"),
 )
 
+TREE = "/var/lib/dkms"
 BUILD_TIMEOUT = 3600  # seconds; four minutes on two cores, more where cores are shared
 
 
@@ -50,13 +52,9 @@ class DriverBuilt:
         for release in _kernels(host):
             if kernel.nvidia_module(host, release):
                 continue
-            result = host.run(["dkms", "autoinstall", "-k", release], timeout=BUILD_TIMEOUT)
+            said = _build(host, release)
             if kernel.nvidia_module(host, release) is None:
-                raise GpubootError(
-                    BUILD_FAILED,
-                    f"DKMS has built no NVIDIA module for kernel {release}",
-                    evidence=_evidence(host, result.said),
-                )
+                raise _failure(host, release, said)
 
 
 def _kernels(host: Host) -> list[str]:
@@ -64,12 +62,41 @@ def _kernels(host: Host) -> list[str]:
     return list(dict.fromkeys((kernel.running(host), kernel.next_boot(host))))
 
 
-def _evidence(host: Host, said: str) -> str:
-    """The first compiler errors of the newest build log, else what dkms said."""
-    for folder in host.names("/var/lib/dkms"):
-        for version in host.names(f"/var/lib/dkms/{folder}"):
-            log = host.read(f"/var/lib/dkms/{folder}/{version}/build/make.log")
-            if log:
-                errors = re.findall(r"^.*(?:error:|Error \d|\*\*\*).*$", log, re.MULTILINE)
-                return "\n".join(errors[:8] or log.splitlines()[-15:])
+def _build(host: Host, release: str) -> str:
+    """Have DKMS build and install for this kernel; what it said."""
+    commands = [["autoinstall"]]
+    for module in _modules(host):
+        if host.names(f"{TREE}/{module}/{release}"):
+            # DKMS believes in its own tree, and does nothing where a power cut or a full disk
+            # left half a module, there or below /lib/modules (tried with 3.0.10).
+            commands = [["build", "--force", module], ["install", "--force", module]]
+    said = ""
+    for words in commands:
+        result = host.run(["dkms", *words, "-k", release], timeout=BUILD_TIMEOUT)
+        said += f"{result.out}\n{result.err}\n"
     return said
+
+
+def _modules(host: Host) -> list[str]:
+    """NVIDIA's modules that DKMS knows, as it names them: NAME/VERSION."""
+    return [
+        f"{name}/{version}"
+        for name in host.names(TREE)
+        if name.startswith("nvidia")
+        for version in host.names(f"{TREE}/{name}")
+        if host.link(f"{TREE}/{name}/{version}") is None  # kernel-… points to the one installed
+    ]
+
+
+def _failure(host: Host, release: str, said: str) -> GpubootError:
+    """Why there is no module: the disk, or the compiler's first errors, or what DKMS said."""
+    logs = [host.read(f"{TREE}/{module}/build/make.log") or "" for module in _modules(host)]
+    if line := unwritable("\n".join([said, *logs])):
+        return GpubootError(WRITE_FAILED, f"dkms: {line}", evidence=said.strip(), retry=True)
+    evidence = said.strip()
+    if log := next(filter(None, logs), ""):
+        errors = re.findall(r"^.*(?:error:|Error \d|\*\*\*).*$", log, re.MULTILINE)
+        evidence = "\n".join(errors[:8] or log.splitlines()[-15:])
+    return GpubootError(
+        BUILD_FAILED, f"DKMS has built no NVIDIA module for kernel {release}", evidence=evidence
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -41,6 +42,11 @@ WRITE_FAILED = Code(
     "a file could not be written",
     ("The disk is full.", "The file system is read-only, often after a disk error."),
     ("df -h /", "findmnt -no OPTIONS /", "journalctl -k -p err -n 20"),
+)
+
+# What programs say, in whatever words around it, when a file system takes nothing (errno(3)).
+UNWRITABLE = re.compile(
+    r"^.*(?:No space left on device|Read-only file system|Disk quota exceeded).*$", re.MULTILINE
 )
 
 # Nothing of the caller's environment reaches a command: what it does must not depend on who
@@ -230,16 +236,18 @@ class Host:
         env: Mapping[str, str] | None = None,
         patient: bool = False,
     ) -> str:
-        """Run a command that has to succeed; its output. Raises GB010 with what it said."""
+        """Run a command that has to succeed; its output. Raises GB010 with what it said.
+
+        Raises GB012 instead where it says that it could not write.
+        """
         result = self.run(argv, timeout=timeout, env=env, patient=patient)
-        if result.code != 0:
-            raise GpubootError(
-                COMMAND_FAILED,
-                self.mask(f"{shlex.join(argv)} ended with status {result.code}"),
-                evidence=result.said,
-                retry=True,
-            )
-        return result.out
+        if result.code == 0:
+            return result.out
+        message = self.mask(f"{shlex.join(argv)} ended with status {result.code}")
+        code = COMMAND_FAILED
+        if line := unwritable(f"{result.err}\n{result.out}"):
+            message, code = f"{argv[0]}: {line}", WRITE_FAILED
+        raise GpubootError(code, message, evidence=result.said, retry=True)
 
     # -- looking at files -------------------------------------------------------------------
 
@@ -332,7 +340,7 @@ class Host:
             scratch.replace(target)
             _sync_folder(target.parent)
         except OSError as error:
-            raise _write_failed(name, error) from error
+            raise write_failed(name, error) from error
         finally:
             with suppress(OSError):
                 scratch.unlink(missing_ok=True)
@@ -346,11 +354,18 @@ class Host:
             if target.parent.is_dir():
                 _sync_folder(target.parent)
         except OSError as error:
-            raise _write_failed(name, error) from error
+            raise write_failed(name, error) from error
 
 
-def _write_failed(name: str, error: OSError) -> GpubootError:
+def write_failed(name: str, error: OSError) -> GpubootError:
+    """What an OSError at a write means: the disk, which may have room again later."""
     return GpubootError(WRITE_FAILED, f"{name}: {error.strerror or error}", retry=True)
+
+
+def unwritable(said: str) -> str | None:
+    """The first line in which a program says that a file system takes nothing."""
+    match = UNWRITABLE.search(said)
+    return match[0].strip() if match else None
 
 
 def _make_folders(folder: Path) -> None:

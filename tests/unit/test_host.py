@@ -301,6 +301,23 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path) -> None:
     assert node.text("/file") == "old"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        ('Failed to enable unit, file "/etc/systemd/system/multi-user.target.wants/x.service":'
+         " Read-only file system"),
+        "unable to fill /var/lib/dpkg/updates/tmp.i with padding: No space left on device",
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_write_is_told_as_that(node: Node, said: str) -> None:
+    node.answers["tool"] = Result(2, err=f"tool: aborting:\n {said}\nfailed")
+    with pytest.raises(GpubootError) as caught:
+        node.host.must(["tool", "now"])
+    assert (caught.value.code.id, caught.value.retry) == ("GB012", True)
+    assert caught.value.message == f"tool: {said}"
+    assert "aborting" in caught.value.evidence
+
+
 def test_removing_is_done_once_or_twice(node: Node) -> None:
     node.put("/folder/file")
     node.host.remove("/folder/file")
