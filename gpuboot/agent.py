@@ -6,7 +6,6 @@ import fcntl
 import logging
 import os
 import random
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING
@@ -17,8 +16,9 @@ from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
 from gpuboot.engine import Outcome, Walk
 from gpuboot.errors import Code, GpubootError, Stopped
+from gpuboot.host import write_failed
 from gpuboot.nvidia import NO_GPU, OTHER_GPU, GpusAnswer
-from gpuboot.progress import Progress
+from gpuboot.progress import Progress, tell
 
 if TYPE_CHECKING:
     from gpuboot.facts import Facts
@@ -52,11 +52,14 @@ EXIT_BUSY, EXIT_FAULT = 69, 70  # of sysexits(3): unavailable, and an error of t
 
 
 def take_lock(host: Host) -> IO[str]:
-    """The lock on the walk, held while the file is open. Raises GB025 if another one has it."""
+    """The lock on the walk, held while the file is open. GB025: another one has it; GB012."""
     path = host.path(LOCK)
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # For root only: whoever can open it could hold the lock against us.
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # For root only: whoever can open it could hold the lock against us.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
+    except OSError as error:
+        raise write_failed(LOCK, error) from error
     for _ in range(LOCK_TRIES):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,16 +91,19 @@ def walk_once(host: Host) -> tuple[int, float]:
     """
     try:
         return _walk_from_top(host)
-    except GpubootError as error:
-        # Trouble outside any step, such as a disk that takes no checkpoint.
-        log.error("%s [%s]; next: %s", error.message, error.code.id, error.hint)  # noqa: TRY400
+    except (GpubootError, OSError) as caught:
+        trouble = caught if isinstance(caught, GpubootError) else _of_the_disk(caught)
+        log.error("%s [%s]; next: %s", trouble.message, trouble.code.id, trouble.hint)  # noqa: TRY400
         delay = _jittered(LADDER[-1])
-        outcome = Outcome("waiting", None, error.message, error.code.id, error.hint)
-        with suppress(GpubootError):
-            # Nothing but the boot id is sure here; it stands in /run, which is memory.
-            record = Checkpoint("", "", "", boot_id=facts.boot_id(host))
-            Progress(host, record, None, ()).end(outcome, _after(host, delay))
+        # systemd has it even where /run takes no file, and `gpuboot status` asks it then.
+        systemd.notify(f"STATUS=waiting: {host.mask(trouble.message)[:380]} [{trouble.code.id}]")
+        tell(host, trouble, _after(host, delay))
         return EXIT_RETRY, delay
+
+
+def _of_the_disk(error: OSError) -> GpubootError:
+    """Trouble outside any step, such as a disk that cannot even be read any more."""
+    return write_failed(str(error.filename or "a file"), error)
 
 
 def _walk_from_top(host: Host) -> tuple[int, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import __version__, kernel
+from gpuboot import __version__, kernel, status
 from gpuboot.checkpoint import Effort
 from gpuboot.clock import stamp
+from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,3 +124,26 @@ class Progress:
             return None
         built = kernel.nvidia_module(self._host, kernel.next_boot(self._host))
         return {**driver, "next_boot_kernel_has_module": built is not None}
+
+
+def tell(host: Host, trouble: GpubootError, next_attempt: str) -> None:
+    """Say that the walk waits, for a reason outside any step; the rest stays as it was told.
+
+    Where /run takes no file the old one goes, which would tell of a walk that is over.
+    """
+    document = {
+        **status.look(host),
+        "state": "waiting",
+        "step": None,
+        "reason": trouble.message,
+        "code": trouble.code.id,
+        "hint": trouble.hint,
+        "evidence": trouble.evidence or None,
+        "next_attempt": next_attempt,
+        "checked": stamp(host.clock.now()),
+    }
+    try:
+        host.write(FILE, host.mask(json.dumps(document, ensure_ascii=False)) + "\n")
+    except GpubootError:
+        with suppress(GpubootError):
+            host.remove(FILE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +157,7 @@ def text(host: Host, source: Source | OwnArchive, *, keys: Path | None = None) -
         key = source.key_file
         if keys and not _has_key(host, source):
             key = str(keys / f"{source.name}.asc")
-            Path(key).write_text(_download_key(host, source, keys), encoding="utf-8")
+            Path(key).write_text(_download_key(host, source), encoding="utf-8")
         stanzas = [_stanza(url, source.suite, key)]
     head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
     return head + "\n".join(stanzas)
@@ -213,18 +212,15 @@ def _signed_by(host: Host, entry: str) -> str | None:
 
 def _provide_key(host: Host, source: Source) -> None:
     """Download the key, and keep it only if it is the pinned one and no other. Raises GB211."""
-    if _has_key(host, source):
-        return
-    with tempfile.TemporaryDirectory(prefix="gpuboot-key-") as folder:
-        key = _download_key(host, source, Path(folder))
-    host.write(source.key_file, key)
+    if not _has_key(host, source):
+        host.write(source.key_file, _download_key(host, source))
 
 
 def _key_address(source: Source) -> str:
     return f"{source.url}/gpgkey"
 
 
-def _download_key(host: Host, source: Source, folder: Path) -> str:
+def _download_key(host: Host, source: Source) -> str:
     """The key at URL/gpgkey, armored, if it is the pinned one and no other. Raises GB211."""
     address = _key_address(source)
     if address.startswith("/"):
@@ -232,9 +228,7 @@ def _download_key(host: Host, source: Source, folder: Path) -> str:
     else:
         answer = host.web.get(address)
         key = answer.text if answer.status == 200 else ""
-    scratch = folder / "unverified"
-    scratch.write_text(key, encoding="utf-8")
-    found = _fingerprints(host, scratch)
+    found = _fingerprints(host, key)
     if found != [source.key.upper()]:
         raise GpubootError(
             KEY_REFUSED,
@@ -248,14 +242,14 @@ def _has_key(host: Host, source: Source) -> bool:
     """Whether there is nothing to download: the key is a file's, or the pinned one is there."""
     if not source.pinned:
         return True
-    file = source.key_file
-    return host.exists(file) and _fingerprints(host, host.path(file)) == [source.key.upper()]
+    key = host.read(source.key_file)
+    return key is not None and _fingerprints(host, key) == [source.key.upper()]
 
 
-def _fingerprints(host: Host, file: Path) -> list[str]:
-    """The primary keys in a file, by gpg; apt would trust every one of them."""
+def _fingerprints(host: Host, key: str) -> list[str]:
+    """The primary keys in an armored text, by gpg; apt would trust every one of them."""
     # Without a home of its own gpg has no trust database, and lists nothing unless told so.
     options = ["--batch", "--trust-model", "always", "--with-colons"]
-    argv = ["gpg", *options, "--show-keys", str(file)]
-    listing = host.run(argv, env={"GNUPGHOME": "/nonexistent"}).out
+    argv = ["gpg", *options, "--show-keys"]
+    listing = host.run(argv, env={"GNUPGHOME": "/nonexistent"}, input=key).out
     return re.findall(r"^pub:.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing, re.MULTILINE)

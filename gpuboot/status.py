@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ def look(host: Host) -> dict[str, Any]:
     found = _json(host, PROGRESS)
     if found is None or found.get("boot_id") != boot_id:
         found = _idle(host, enabled=enabled, walking=walking)
+        if walking:
+            found |= _told(host)
     elif found["state"] == "failed" and walking:
         found = {**found, **_BEGINS}
     elif found["state"] in ("running", "waiting") and not walking:
@@ -153,6 +156,16 @@ def _recorded(last: dict[str, Any]) -> dict[str, Any]:
         "seconds_to_ready": last.get("seconds_to_ready"),
         "gpuboot": __version__,
     }
+
+
+def _told(host: Host) -> dict[str, Any]:
+    """What the agent told systemd where /run took no progress file; nothing if it told nothing."""
+    argv = ["systemctl", "show", "--value", "--property=StatusText", "gpuboot.service"]
+    match = re.fullmatch(r"waiting: (.*) \[(GB\d+)\]", host.run(argv).out.strip(), re.DOTALL)
+    if not match:
+        return {}
+    hint = f"gpuboot explain {match[2]}"
+    return {"state": "waiting", "reason": match[1], "code": match[2], "hint": hint}
 
 
 def _verified(host: Host, found: dict[str, Any]) -> dict[str, Any]:

@@ -245,8 +245,7 @@ def test_a_key_that_was_replaced_is_fetched_anew(node: Node) -> None:
     node.web.pages["https://mirror/toolkit/gpgkey"] = Answer(200, KEY.encode())
 
     def listing(command: Command) -> Result:
-        text = Path(command.argv[-1]).read_text(encoding="utf-8")
-        return gpg(ONLY_ONE if text == KEY else ONLY_ONE.replace(ONE, TWO))
+        return gpg(ONLY_ONE if command.input == KEY else ONLY_ONE.replace(ONE, TWO))
 
     node.answers["gpg"] = listing
     assert reason(settled(node, step(TOOLKIT)), Ok)
