@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gpuboot import agent, status
 from tests.model.cluster import TOKEN, Cluster
-from tests.model.machine import KERNEL, Machine, PowerCut, tarball
+from tests.model.disk import PowerCut
+from tests.model.machine import MODULE, Machine, tarball
 
 CONFIG = f"""\
 driver: {{source: distribution}}
@@ -48,7 +49,7 @@ def baked(machine: Machine) -> None:
     """A template that has the driver's packages and module already."""
     names = ("nvidia-kernel-dkms", "nvidia-smi", "libcuda1", "nvidia-modprobe")
     machine.save("packages", {**machine.packages, **dict.fromkeys(names, "installed")})
-    machine.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko", "built")
+    machine.put(MODULE, "built")
 
 
 def cloned(machine: Machine) -> None:

@@ -1,52 +1,45 @@
 """A stand-in for a Debian 12 node with a T4: real files below a folder, commands interpreted.
 
 It stands in for what cannot be had in a unit test: dpkg, systemd, the kernel and its modules,
-NVIDIA's tools and RKE2, each reduced to what the walk can see of it. `Fuse` cuts the power.
+NVIDIA's tools and RKE2, each reduced to what the walk can see of it. Its `fuse` cuts the power,
+its `disk` refuses writes.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
+import socket
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from gpuboot.host import Command, Host, Result
+from gpuboot.host import Command, Result
 from tests.model.cluster import Cluster
+from tests.model.disk import HALF, Disk, Fuse, ModelHost, Scrap
+from tests.model.words import refusal
 
 KERNEL = "6.1.0-50-amd64"
 DRIVER = "535.309.01"
 SLOT = "0000:03:00.0"
 RKE2 = "v1.35.7+rke2r1"
 VOLATILE = ("run", "sys", "dev", "proc", "var/run")
+KERNELS_OWN = ("/proc/", "/sys/", "/dev/")  # what is written there needs no room
+MODULE = f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko"
+DKMS = "/var/lib/dkms/nvidia-current"
+BUILT = f"{DKMS}/{DRIVER}/{KERNEL}/x86_64/module/nvidia-current.ko"
 BASE = {"gpg", "pciutils", "kmod"}
 # What may take the GPU, or the node, from a running workload (DESIGN §7).
 DISRUPTIVE = re.compile(
     r"apt-get .*install|dpkg --configure|modprobe|nvidia-modprobe|update-initramfs"
     r"|systemctl (?:reboot|daemon-reload|(?:stop|restart) (?!nvidia-cdi-refresh))"
 )
-
-
-class PowerCut(BaseException):
-    """The machine lost its power. Not an Exception: nobody may catch it on the way."""
-
-
-@dataclass
-class Fuse:
-    """Counts the instants at which the power could fail; `cut` may raise PowerCut at one."""
-
-    cut: Callable[[int], None] = lambda _: None
-    count: int = 0
-
-    def burn(self) -> None:
-        """One more instant."""
-        self.count += 1
-        self.cut(self.count)
 
 
 @dataclass
@@ -65,40 +58,13 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
+        assert self.seconds < 1e7, "it sleeps for ever"
 
     def wake(self) -> None:
         """Nobody sleeps here."""
 
     def synchronised(self) -> bool:
         return self.true
-
-
-class ModelHost(Host):
-    """The real Host, whose file writes are instants at which the power can fail."""
-
-    machine: Machine
-
-    def write_stream(self, name: str, chunks: Iterator[bytes], *, mode: int = 0o644) -> None:
-        burn = self.machine.fuse.burn
-        burn()
-        data = b"".join(chunks)
-        scratch = self.path(name).with_name(f".{Path(name).name}.gpuboot-new")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data[: len(data) // 2])
-        self.machine.changed(name)
-        burn()  # a torn write: half of it beside the old file
-        super().write_stream(name, iter([data]), mode=mode)
-        self.machine.changed(name)
-        burn()
-
-    def remove(self, name: str) -> None:
-        self.machine.fuse.burn()
-        super().remove(name)
-        self.machine.changed(name)
-        self.machine.fuse.burn()
-
-    def free(self, name: str) -> int:
-        return 50 << 30
 
 
 @dataclass
@@ -112,9 +78,13 @@ class Machine:
     uuid: str = "4206A5A4-0000-0000-0000-000000000001"
     boots: int = 0
     rebooting: bool = False
+    notices: socket.socket | None = None  # where the agent tells systemd its STATUS=
+    told: str = ""  # the last of them
     commands: list[str] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
     fuse: Fuse = field(default_factory=Fuse)
+    disk: Disk = field(default_factory=Disk)
+    scraps: Sequence[Scrap] = HALF
     clock: FakeClock = field(default_factory=FakeClock)
     changes: int = 0  # to what survives a power cut
 
@@ -169,7 +139,9 @@ class Machine:
         return self.root / name.lstrip("/")
 
     def put(self, name: str, text: str) -> None:
-        """A file, as if it had always been there."""
+        """A file, as if it had always been there, or as a command writes it."""
+        if not name.startswith(KERNELS_OWN):
+            self.disk.write(name)
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -186,7 +158,7 @@ class Machine:
 
     def save(self, name: str, value: object) -> None:
         """State of a database that is a file on a real node too."""
-        self.put(f"/var/lib/model/{name}.json", json.dumps(value))
+        self.put(f"/var/lib/model/{name}.json", json.dumps(value, sort_keys=True))
 
     def load(self, name: str) -> list[str]:
         """A list that `save` wrote."""
@@ -201,30 +173,34 @@ class Machine:
 
     def persistent(self) -> dict[str, str]:
         """Every file that survives a power cut, but for the checkpoints and their times."""
-        found = {}
-        for path in sorted(self.root.rglob("*")):
-            name = str(path.relative_to(self.root))
-            if path.is_symlink():
-                found[name] = f"-> {path.readlink()}"
-            elif path.is_file() and not name.startswith((*VOLATILE, "var/lib/gpuboot")):
-                found[name] = f"{path.stat().st_mode & 0o777:o} {path.read_bytes()!r}"
-        return found
+        return dict(sorted(_files(str(self.root), skip=(*VOLATILE, "var/lib/gpuboot"))))
 
     # -- commands
 
     def __call__(self, command: Command) -> Result:
         """Run a command as far as the walk can see it."""
         self.fuse.burn()
+        self._listen()
         self.commands.append(" ".join(command.argv))
         program, *rest = command.argv
         name = Path(program).name
-        if name.startswith("python"):
-            result = self._probe(rest[-1])
-        else:
-            result = getattr(self, "_" + name.replace("-", "_"))(rest)
+        try:
+            if name.startswith("python"):
+                result = self._probe(rest[-1])
+            else:
+                result = getattr(self, "_" + name.replace("-", "_"))(rest)
+        except OSError as error:
+            result = refusal([name, *rest], error)
         self.fuse.burn()
         assert isinstance(result, Result)
         return result
+
+    def _listen(self) -> None:
+        """Read what the agent has told systemd."""
+        with suppress(BlockingIOError):
+            while self.notices:
+                said = self.notices.recv(4096).decode()
+                self.told = said.removeprefix("STATUS=") if said.startswith("STATUS=") else ""
 
     def _lspci(self, _: list[str]) -> Result:
         if not self.gpu:
@@ -274,6 +250,7 @@ class Machine:
         if argv[-1] == "update":
             sources = self.path("/etc/apt/sources.list.d")
             assert len(list(sources.glob("gpuboot-*.sources"))) == 2
+            self.disk.write("/var/lib/apt/lists/archive_InRelease")
             return Result(0)
         wanted = argv[argv.index("install") + 1 :]
         for word in wanted:
@@ -293,10 +270,26 @@ class Machine:
                 self.fuse.burn()
                 self.save("packages", {**self.packages, name: "installed"})
 
-    def _dkms(self, _: list[str]) -> Result:
+    def _dkms(self, argv: list[str]) -> Result:
+        """It believes its own tree: what it once built and installed it does not look at again."""
+        known = self.path(BUILT).exists()
         self.fuse.burn()
-        self.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko", "built")
+        if argv[0] == "autoinstall" and known:
+            return Result(0)
+        if argv[0] in ("autoinstall", "build"):
+            self._torn(BUILT, "built")
+        if argv[0] in ("autoinstall", "install"):
+            try:
+                self._torn(MODULE, self.text(BUILT))
+            except OSError as error:  # its cp fails, and it still counts as installed
+                return Result(0, f"cp: error writing '{MODULE}': {error.strerror}\n")
         return Result(0)
+
+    def _torn(self, name: str, text: str) -> None:
+        """Write as programs do that do not care for power cuts: half of it is there first."""
+        self.put(name, text[: len(text) // 2])
+        self.fuse.burn()
+        self.put(name, text)
 
     def _modinfo(self, argv: list[str]) -> Result:
         if Path(argv[-1]).read_text() != "built":
@@ -310,7 +303,7 @@ class Machine:
                     return Result(1, err="modprobe: FATAL: Module nouveau is in use.")
                 shutil.rmtree(self.path(f"/sys/module/{name}"), ignore_errors=True)
             return Result(0)
-        if not self.path(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko").exists():
+        if self.text(MODULE) != "built":
             return Result(1, err=f"modprobe: FATAL: Module {argv[0]} not found")
         if self._nouveau_holds():
             return Result(1, err=f"modprobe: ERROR: could not insert '{argv[0]}': No such device")
@@ -351,11 +344,12 @@ class Machine:
     def _systemctl(self, argv: list[str]) -> Result:
         verb, unit = argv[0], argv[-1]
         if verb == "show":
-            return Result(0, self._show(unit))
+            return Result(0, self.told if "--value" in argv else self._show(unit))
         if verb == "enable":
             link = self.path(f"/etc/systemd/system/multi-user.target.wants/{unit}")
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
+                self.disk.write(str(link))
                 link.symlink_to(f"/usr/lib/systemd/system/{unit}")
                 self.changed(str(link))
         elif verb == "start" and unit == "rke2-agent.service":
@@ -392,6 +386,22 @@ class Machine:
             self.active.add(unit)
             self.cluster.agent_started(self.root)
             self.changed("/var/lib/rancher")
+
+
+def _files(root: str, skip: Sequence[str], below: str = "") -> Iterator[tuple[str, str]]:
+    """Names and contents below a folder; plain `os`, as the model spends most of its time here."""
+    with os.scandir(f"{root}/{below}") as entries:
+        for entry in entries:
+            name = f"{below}{entry.name}"
+            if entry.is_symlink():
+                yield name, f"-> {os.readlink(entry.path)}"  # noqa: PTH115 - see above
+            elif name in skip:
+                continue
+            elif entry.is_dir():
+                yield from _files(root, skip, f"{name}/")
+            else:
+                with open(entry.path, "rb") as file:  # noqa: PTH123 - see above
+                    yield name, f"{entry.stat().st_mode & 0o777:o} {file.read()!r}"
 
 
 def _version(package: str) -> str:

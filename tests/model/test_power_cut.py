@@ -2,65 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gpuboot import agent, status
-from tests.model.cluster import Cluster
-from tests.model.life import RELEASE, STARTS, busy, fresh, live, prepare, uncut
-from tests.model.machine import DISRUPTIVE, Fuse, Machine, PowerCut
-
-
-@dataclass
-class Cuts:
-    """The different states of the disk, and of the cluster, in which a walk could be cut off."""
-
-    machine: Machine
-    folder: Path
-    found: dict[str, tuple[Path, dict[str, Any] | None, int]] = field(default_factory=dict)
-    changes: int = -1
-
-    def take(self, instant: int) -> None:
-        """Keep the state at this instant, unless an earlier instant had the very same.
-
-        What follows a cut depends on nothing but this, so the same state is driven once.
-        """
-        if self.changes == self.machine.changes:
-            return
-        self.changes = self.machine.changes
-        record = self.machine.text("/var/lib/gpuboot/checkpoint.json")
-        timeless = re.sub(r'"(elapsed|since|seen|seconds)": [0-9.]+', "", record)
-        node = json.dumps(self.machine.cluster.node)
-        key = repr((sorted(self.machine.persistent().items()), timeless, node))
-        if key not in self.found:
-            copy = self.folder / str(instant)
-            shutil.copytree(self.machine.root, copy, symlinks=True)
-            self.found[key] = (copy, json.loads(node), instant)
+from tests.conftest import Figure
+from tests.model.disk import Fuse, PowerCut
+from tests.model.life import (
+    STARTS,
+    baked,
+    busy,
+    cloned,
+    corrupt,
+    fresh,
+    idle,
+    interrupted,
+    live,
+    older_rke2,
+    prepare,
+    uncut,
+)
+from tests.model.machine import DISRUPTIVE, Machine
+from tests.model.reach import Reach, Start
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_power_cut_at_any_instant_converges_to_the_uncut_state(
-    folder: Path, start: Callable[[Machine], None]
+    folder: Path, start: Start
 ) -> None:
-    machine = prepare(folder / "uncut", start)
-    cuts = Cuts(machine, folder)
-    machine.fuse = Fuse(cuts.take)
-    assert live(machine) == 0
-    assert machine.fuse.count > 300
-    assert len(cuts.found) > 40
-    for root, node, instant in cuts.found.values():
-        again = Machine(root, Cluster(RELEASE, node=node), machine.nouveau, boots=100)
-        assert live(again) == 0, f"cut at instant {instant}"
-        assert again.persistent() == machine.persistent(), f"cut at instant {instant}"
-        assert again.cluster.node == machine.cluster.node, f"cut at instant {instant}"
-        assert status.look(again.host())["state"] == "ready", f"cut at instant {instant}"
+    reach = Reach(folder, [start], depth=1)
+    reach.explore()
+    assert len(reach.known) > 40
+    assert reach.instants > 300 * len(reach.known) / 2
+
+
+# Starts that have the same end; each group is one search.
+GROUPS = [(fresh, older_rke2), (baked,), (idle,), (busy, interrupted, cloned), (corrupt,)]
+
+
+def test_the_groups_are_all_the_starts() -> None:
+    assert {start for group in GROUPS for start in group} == set(STARTS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("starts", GROUPS, ids=lambda starts: starts[0].__name__)
+def test_power_cuts_as_many_as_you_like_converge(
+    folder: Path, starts: Sequence[Start], figure: Figure
+) -> None:
+    reach = Reach(folder, starts, depth=20)
+    figure(reach.explore())
+    assert len(reach.known) > 200
+    assert 2 < reach.deepest < reach.depth  # no cut leaves a new state any more
 
 
 def test_the_power_can_really_be_cut(folder: Path) -> None:
