@@ -154,7 +154,7 @@ class Machine:
     def text(self, name: str) -> str:
         """A file's text, empty if there is none."""
         path = self.path(name)
-        return path.read_text() if path.is_file() else ""
+        return path.read_text(errors="replace") if path.is_file() else ""
 
     def save(self, name: str, value: object) -> None:
         """State of a database that is a file on a real node too."""
@@ -292,7 +292,7 @@ class Machine:
         self.put(name, text)
 
     def _modinfo(self, argv: list[str]) -> Result:
-        if Path(argv[-1]).read_text() != "built":
+        if Path(argv[-1]).read_bytes() != b"built":
             return Result(1, err="modinfo: ERROR: Exec format error")
         return Result(0, f"{KERNEL} SMP\n" if argv[1] == "vermagic" else f"{DRIVER}\n")
 

@@ -140,6 +140,6 @@ def live_within_budget(machine: Machine) -> None:
 def spent(machine: Machine) -> int:
     """The reboots that its own checkpoint counts; none if it has none, or it cannot be read."""
     record = checkpoint.peek(machine.host())
-    if not record or record["machine_id"] != machine.text("/etc/machine-id"):
+    if not record or record.get("machine_id") != machine.text("/etc/machine-id"):
         return 0
-    return len(record["reboots"]) + int(record["surcharge"])
+    return len(record.get("reboots", ())) + int(record.get("surcharge", 0))
