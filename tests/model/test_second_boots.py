@@ -15,8 +15,9 @@ from gpuboot import agent, status
 from gpuboot.host import Command, Result
 from gpuboot.web import Answer
 from tests.model.cluster import Cluster
+from tests.model.disk import ModelHost
 from tests.model.life import CONFIG, RELEASE, busy, fresh, prepare, uncut
-from tests.model.machine import DISRUPTIVE, Machine, ModelHost
+from tests.model.machine import DISRUPTIVE, Machine
 
 RECORD = "/var/lib/gpuboot/checkpoint.json"
 GATE = "/run/gpuboot/ready"

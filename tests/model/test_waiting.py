@@ -20,8 +20,9 @@ from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError, Stopped
 from gpuboot.web import SYSTEM, UNREACHABLE, Answer, Trust
 from tests.model.cluster import Cluster
+from tests.model.disk import ModelHost
 from tests.model.life import CONFIG, RELEASE, fresh, prepare
-from tests.model.machine import FakeClock, Machine, ModelHost
+from tests.model.machine import FakeClock, Machine
 
 SERVER_AWAY = "tcp: lookup supervisor: no such host"
 
