@@ -58,8 +58,11 @@ def _search(folders: Sequence[Path], token: str) -> list[Path]:
         "grep", "--recursive", "--files-with-matches", "--null", "--text", "--fixed-strings",
         "--devices=skip", "--no-messages", "--file=-",
     ]  # fmt: skip
+    there = [str(folder) for folder in folders if folder.is_dir()]
+    if not there:  # the node is off; grep would search where we stand
+        return []
     done = subprocess.run(
-        [*grep, *(str(folder) for folder in folders if folder.is_dir())],
+        [*grep, *there],
         input="\n".join(needles(token)), capture_output=True, text=True, check=False,
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
     )  # fmt: skip

@@ -273,6 +273,15 @@ def test_the_token_is_found_in_every_spelling(tmp_path: Path, spelling: str) -> 
     assert secrecy.in_text("the journal", f"x{spelling}x", TOKEN)
 
 
+def test_a_node_that_is_off_is_not_searched_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").write_text(TOKEN)
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "gone"
+    assert secrecy.in_files(gone, [gone / "run"], TOKEN, set()) == []
+
+
 def test_only_root_may_read_the_files_that_hold_the_token(tmp_path: Path) -> None:
     drop_in = tmp_path / secrecy.DROP_IN.lstrip("/")
     drop_in.parent.mkdir(parents=True)
