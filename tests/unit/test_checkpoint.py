@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gpuboot import checkpoint
+from gpuboot import checkpoint, reboot, status
 from gpuboot.checkpoint import Checkpoint, Effort, Spent
+from gpuboot.config import Reboot
 from gpuboot.errors import GpubootError
+from gpuboot.progress import Progress
 from tests.unit.node import Node, facts
 
 HERE = facts()
@@ -253,6 +261,48 @@ def test_a_record_that_is_there_and_cannot_be_read_is_lost(node: Node) -> None:
     node.link(checkpoint.FILE, "checkpoint.json")  # as a bad sector: reading it is an error
     assert load(node, budget=3).spent == 2
     assert saved(node)["surcharge"] == 2
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda below: (
+        st.lists(below, max_size=2)
+        | st.dictionaries(st.sampled_from(["attempts", "seconds", "boot_id", "x"]), below)
+    ),
+    max_leaves=4,
+)
+PATHS = [
+    *((name,) for name in (*asdict(Checkpoint("", "", "")), "schema")),
+    ("steps", "packages"), ("steps", "packages", "attempts"), ("steps", "packages", "seconds"),
+    ("reboots", 0), ("reboots", 0, "step"), ("reboots", 0, "boot_id"), ("reboots", 0, "reason"),
+]  # fmt: skip
+
+
+@given(st.sampled_from(PATHS), ODD)
+def test_whatever_a_record_holds_it_is_used_or_set_aside(
+    path: tuple[str | int, ...], value: object
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        node = Node(Path(folder))
+        store(node, steps={"packages": {"attempts": 1, "seconds": 2.5}}, reboots=[
+            {"boot_id": "boot-0", "step": "driver-loaded", "reason": "nouveau holds it"},
+        ])  # fmt: skip
+        content: Any = saved(node)
+        place = content
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+        node.put(checkpoint.FILE, json.dumps(content))
+        status.look(node.host)
+        record = load(node, boot_id="boot-2")
+        record.begin(node.host, "packages")
+        record.end(node.host, "packages", 1.0)
+        with suppress(GpubootError):
+            reboot.permit(record, Reboot(), "driver-loaded", "nouveau holds it")
+        Progress(node.host, record, None, ()).save()
+        reboot.spend(node.host, record, "driver-loaded", "nouveau holds it")
+        record.arrive(node.host)
+        assert load(node, boot_id="boot-2") == record
 
 
 # -- for display
