@@ -8,6 +8,8 @@ SCENARIO ?= default
 KEEP ?=
 SEED ?=
 KILLS ?= 50
+# Which inputs `make test-long` invents: the same ones always, or with PROFILE=search others.
+PROFILE ?= long
 VENV := .cache/venv/bin
 CODE := gpuboot packaging tests
 READY := python3 -m tests.rehearsal.machine
@@ -24,7 +26,8 @@ VERIFY_UNITS = units=$$(mktemp -d) && trap 'rm -rf "$$units"' EXIT && \
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help rehearsal shell rehearsal-all torture core deb deb-test lint unit test bench clean
+.PHONY: help rehearsal shell rehearsal-all torture core deb deb-test lint unit test test-long \
+	bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +79,12 @@ test: ## Everything a change must pass: lint, unit, model, packaging, core scena
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory deb-test
 	@$(MAKE) --no-print-directory core
+
+test-long: ## Cut the power again and again, refuse every write, read 28,000 configurations
+	@$(READY) python
+	$(VENV)/python -m pytest -q -n 2 --dist worksteal -m long tests/model
+	$(VENV)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile $(PROFILE) \
+		tests/unit/test_reader_fuzz.py tests/unit/test_checkpoint.py
 
 bench: ## Measure gpuboot beside cloud-init on a node
 	@$(READY) rehearsal

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from gpuboot import labels, token
-from gpuboot.secret import Secret
+from gpuboot.secret import Secret, redact
 
 T = TypeVar("T")
 
@@ -115,7 +115,11 @@ def _ruled(parse: Callable[[str], object]) -> Callable[[str], str]:
         try:
             parse(text)
         except ValueError as error:
-            raise Wrong(str(error)) from None
+            message = str(error)
+            if redact(text) != text and repr(text) not in message:
+                # A part of it would be quoted, which by itself looks like nothing.
+                message = "holds what looks like a secret"
+            raise Wrong(message) from None
         return text
 
     return check

@@ -12,15 +12,9 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gpuboot.kinds import Kind, Wrong
-from gpuboot.secret import MASK
+from gpuboot.secret import redact
 
 T = TypeVar("T")
-
-_SECRETS = re.compile(
-    r"K10[0-9a-fA-F]*::[^\s'\"]+"  # a token
-    r"|\b[a-z0-9]{6}\.[a-z0-9]{16}\b"  # a bootstrap token
-    r"|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)"  # user and password in an address
-)
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class Problem:
     def __post_init__(self) -> None:
         # A token put where something else belongs would otherwise be quoted as the wrong value.
         for name in ("key", "message"):
-            object.__setattr__(self, name, _SECRETS.sub(MASK, getattr(self, name)))
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
     def __str__(self) -> str:
         name = f"{self.key}: " if self.key else ""
@@ -117,6 +111,8 @@ class Reader:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             what = error.problem or error.context or "cannot be read"
+            # A password that begins with ! is a tag to YAML, which quotes it.
+            what = re.sub(r"(tag handle) .*", r"\1", what)
             self.problems.append(Problem(f"{file}:{line}", "", what, "YAML"))
         except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
             # What is left is a character that YAML or Python forbids, or nesting without end.
@@ -135,7 +131,7 @@ class Reader:
         seen: set[str] = set()
         for key_node, value in node.value:
             where = f"{file}:{key_node.start_mark.line + 1}"
-            if not isinstance(key_node, ScalarNode):
+            if not isinstance(key_node, ScalarNode) or not key_node.value:
                 self.problems.append(Problem(where, prefix.rstrip("."), "a key must be a word"))
                 continue
             name = str(key_node.value)

@@ -10,6 +10,17 @@ MASK = "<secret>"
 SHORTEST = 4  # a shorter value would mask ordinary words, and is no secret worth the name
 
 
+# What looks like a secret wherever it stands, the surest first.
+_LIKELY = tuple(map(re.compile, (
+    r"(?:K10|[0-9a-fA-F]{8})[0-9a-fA-F]*::[^\s'\"]+",  # a token, or the greater part of one
+    r"(?:::\w+|\b(?:node|server)):[^\s'\"]+",
+    r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b",  # a bootstrap token
+    r"(?<=//)[^\s'\"]+(?=@)",  # user and password in an address, up to its last @
+    r"(?<=//)[^\s'\"/@:\[]+:(?!\d+(?!\w))[^\s'\"]+",  # and what is no port, where that is lost
+    r"[^\s/'\"@:]+:(?!//)[^\s'\"]+(?=@)",
+)))  # fmt: skip
+
+
 class Secret:
     """A text that shows itself only when asked: `reveal()` where the byte is written or sent."""
 
@@ -32,6 +43,13 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._text)
+
+
+def redact(text: str) -> str:
+    """The text without what looks like a token, or like a password in an address."""
+    for pattern in _LIKELY:
+        text = pattern.sub(MASK, text)
+    return text
 
 
 class Mask:

@@ -142,6 +142,7 @@ PROBLEMS = [
     ("- a\n- b", ":1: is no map; expected key: value"),
     ("just words", ":1: is no map"),
     ("? [a]\n: b", ":1: a key must be a word"),
+    ("gpu: {}\n'': 1", ":2: a key must be a word"),
     ("gpu: \x07", ":1: special characters are not allowed; expected YAML"),
     ("gpu: 3", ":1: gpu: is no map; expected keys below it"),
     ("gpu: [a]", ":1: gpu: is no map"),
@@ -384,6 +385,11 @@ def test_a_malformed_token_is_refused_without_being_quoted(text: str) -> None:
     _, problems = read(f"rke2: {{config: {{server: '{SERVER}', token: '{text}'}}}}")
     assert len(problems) >= 1
     assert PASSWORD not in "\n".join(problems)
+
+
+def test_a_password_that_yaml_takes_for_a_tag_is_not_quoted() -> None:
+    _, problems = read("proxy:\n  http: !correct!horse\n")
+    assert problems == ["a.yaml:2: found undefined tag handle; expected YAML"]
 
 
 def test_a_password_in_an_address_is_refused_without_being_quoted() -> None:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gpuboot.secret import Mask, Secret
+from gpuboot.secret import Mask, Secret, redact
 
 PASSWORD = "p/ss+w&rd horse"  # noqa: S105 - nobody's
 JOIN = f"K10{'a' * 64}::node:{PASSWORD}"
@@ -82,3 +82,27 @@ def test_a_proxys_password_is_masked_by_itself() -> None:
 
 def test_a_proxys_port_is_no_secret() -> None:
     assert masked("3128 packages", PROXY) == "3128 packages"
+
+
+HASH = "0123456789abcdef" * 4
+LIKELY = [
+    f"K10{HASH}::node:horse", f"K10{HASH}::horse", f"{HASH[9:]}::node:horse", "::server:horse",
+    "node:horse", "me:horse@host", "https://me:horse@host", "https://me:ho/r@se@host",
+    "https://me:horse", f"'{HASH}::node:ho'", "abcdef.0123456789horses",
+]  # fmt: skip
+PLAIN = [
+    "https://cluster:9345", "https://[fd00::1]:9345", "10de:1eb8", "nvidia.com/gpu=a:NoSchedule",
+    "http://mirror:80/debian", "v1.35.7+rke2r1", "unix:///run/a.sock",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LIKELY)
+def test_what_looks_like_a_secret_is_taken_out_of_any_text(text: str) -> None:
+    told = redact(f"gpu.wait: {text!r} is not a duration")
+    assert "ho" not in told.replace("host", "")
+    assert told.endswith("is not a duration")
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_looks_like_none_stays(text: str) -> None:
+    assert redact(f"{text!r} does not fit") == f"{text!r} does not fit"
