@@ -158,7 +158,7 @@ class Machine:
 
     def save(self, name: str, value: object) -> None:
         """State of a database that is a file on a real node too."""
-        self.put(f"/var/lib/model/{name}.json", json.dumps(value, sort_keys=True))
+        self.put(f"/var/lib/model/{name}.json", json.dumps(value))
 
     def load(self, name: str) -> list[str]:
         """A list that `save` wrote."""

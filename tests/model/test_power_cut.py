@@ -39,7 +39,7 @@ def test_a_power_cut_at_any_instant_converges_to_the_uncut_state(
 
 
 # Starts that have the same end; each group is one search.
-GROUPS = [(fresh, older_rke2), (baked,), (idle,), (busy, interrupted, cloned), (corrupt,)]
+GROUPS = [(fresh, older_rke2), (corrupt,), (busy, cloned), (interrupted,), (idle,), (baked,)]
 
 
 def test_the_groups_are_all_the_starts() -> None:
