@@ -71,10 +71,8 @@ def live(machine: Machine, *, reboot: bool) -> int:
     for _ in range(MOST_BOOTS):
         machine.boot()
         host = machine.host()
-        lock = agent.take_lock(host)
-        assert lock
-        with lock:
-            while (ended := agent.attempt(host)[0]) == agent.EXIT_RETRY:
+        with agent.take_lock(host):
+            while (ended := agent.walk_once(host)[0]) == agent.EXIT_RETRY:
                 waiting(status.look(host))
                 tries += 1
                 assert tries < 8
@@ -185,13 +183,11 @@ def test_what_was_told_before_the_trouble_stays_beside_it(folder: Path) -> None:
     machine.path(checkpoint.FILE).write_text("{")
     full(machine)
     host = machine.host()
-    lock = agent.take_lock(host)
-    assert lock
-    with lock:
-        assert agent.attempt(host)[0] == agent.EXIT_RETRY
+    with agent.take_lock(host):
+        assert agent.walk_once(host)[0] == agent.EXIT_RETRY
         found = status.look(host)
     assert (found["state"], found["code"]) == ("waiting", "GB012")
-    assert found["reason"] == f"{checkpoint.CORRUPT}: No space left on device"
+    assert found["reason"] == f"{checkpoint.FILE}: No space left on device"
     assert found["gpus"][0]["name"] == "Tesla T4"
 
 
@@ -201,13 +197,11 @@ def test_a_disk_that_cannot_be_read_ends_no_agent(folder: Path) -> None:
     loop.symlink_to("config.d")  # ELOOP: as much an OSError as a broken disk's EIO
     machine.boot()
     host = machine.host()
-    lock = agent.take_lock(host)
-    assert lock
-    with lock:
-        assert agent.attempt(host)[0] == agent.EXIT_RETRY
+    with agent.take_lock(host):
+        assert agent.walk_once(host)[0] == agent.EXIT_RETRY
         assert "config.d: Too many levels" in status.look(host)["reason"]
         loop.unlink()
-        assert agent.attempt(host)[0] == agent.EXIT_OK
+        assert agent.walk_once(host)[0] == agent.EXIT_OK
 
 
 def test_a_lock_that_cannot_be_made_is_told(folder: Path) -> None:
