@@ -42,7 +42,8 @@ REMOVAL = """`systemctl disable --now gpuboot` lifts the hold on rke2-agent at o
 package does the same. Purging it also removes /etc/gpuboot, /var/lib/gpuboot and
 /var/cache/gpuboot, but leaves what the node lives on: the driver, its apt sources, keys and holds,
 gpuboot.conf in /etc/modprobe.d, /etc/modules-load.d and systemd-modules-load.service.d, RKE2 with
-60-gpuboot.yaml, and any file that RKE2's configuration names. /usr/share/doc/gpuboot/README.Debian has the list."""
+60-gpuboot.yaml, and any file that RKE2's configuration names.
+/usr/share/doc/gpuboot/README.Debian has the list."""
 
 
 class Command(NamedTuple):
