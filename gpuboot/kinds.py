@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from gpuboot import labels, token
-from gpuboot.secret import Secret, redact
+from gpuboot.secret import Secret, blotted, quoted
 
 T = TypeVar("T")
 
@@ -36,20 +36,27 @@ class Kind(Generic[T]):
 def _boolean(text: str) -> bool:
     if text in ("true", "false"):
         return text == "true"
-    raise Wrong(f"{text!r} is neither true nor false")
+    raise Wrong(f"{quoted(text)} is neither true nor false")
 
 
 def _duration(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,6})(s|m|h)", text)
     if not match:
-        raise Wrong(f"{text!r} is not a duration")
+        raise Wrong(f"{quoted(text)} is not a duration")
     return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
 
 
-def _text(text: str) -> str:
-    if not text or re.search(r"[\x00-\x1f\x7f]", text):
+def _line(text: str) -> str:
+    if not text or re.search(token.CONTROL, text):
         raise Wrong("is empty or holds a control character or line break")
     return text
+
+
+def _text(text: str) -> str:
+    # It would be shown wherever the configuration is.
+    if re.search(rf"{token.FULL}[^\s:]*::", text):
+        raise Wrong("holds a token, which belongs elsewhere")
+    return _line(text)
 
 
 def choice(*words: str) -> Kind[str]:
@@ -58,7 +65,8 @@ def choice(*words: str) -> Kind[str]:
     def parse(text: str) -> str:
         if text not in words:
             near = difflib.get_close_matches(text, words, 1)
-            raise Wrong(f"unknown value {text!r}" + (f", did you mean {near[0]}?" if near else ""))
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise Wrong(f"unknown value {quoted(text)}{hint}")
         return text
 
     return Kind(parse, " | ".join(words), {"enum": list(words)})
@@ -69,7 +77,7 @@ def number(low: int, high: int) -> Kind[int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise Wrong(f"{text!r} is not in range")
+            raise Wrong(f"{quoted(text)} is not in range")
         return int(text)
 
     expected = f"a whole number from {low} to {high}"
@@ -80,8 +88,8 @@ def pattern(regex: str, expected: str) -> Kind[str]:
     """A text of this form."""
 
     def parse(text: str) -> str:
-        if not re.fullmatch(regex, text):
-            raise Wrong(f"{text!r} does not fit")
+        if not re.fullmatch(regex, text, re.ASCII):
+            raise Wrong(f"{quoted(text)} does not fit")
         return text
 
     return Kind(parse, expected, {"type": ["string", "number"], "pattern": f"^(?:{regex})$"})
@@ -116,7 +124,7 @@ def _ruled(parse: Callable[[str], object]) -> Callable[[str], str]:
             parse(text)
         except ValueError as error:
             message = str(error)
-            if redact(text) != text and repr(text) not in message:
+            if blotted(text) != text and quoted(text) not in message:
                 # A part of it would be quoted, which by itself looks like nothing.
                 message = "holds what looks like a secret"
             raise Wrong(message) from None
@@ -132,22 +140,24 @@ def _url(*schemes: str) -> Callable[[str], str]:
         try:
             parts = urlsplit(text)
         except ValueError as error:
-            raise Wrong(f"{text!r}: {error}") from None
+            raise Wrong(f"{quoted(text)}: {error}") from None
         if parts.scheme not in schemes or not parts.hostname:
-            raise Wrong(f"{text!r} is no {' or '.join(schemes)} address")
-        return text.rstrip("/")
+            raise Wrong(f"{quoted(text)} is no {' or '.join(schemes)} address")
+        return _text(text).rstrip("/")
 
     return parse
 
 
 def _source(text: str) -> str:
-    return text.rstrip("/") if text.startswith("/") else _url("https", "http")(text)
+    if text.startswith("/"):
+        return _text(text).rstrip("/") or "/"
+    return _url("https", "http")(text)
 
 
 def _secret(text: str) -> Secret:
     if not text.strip():
         raise Wrong("is empty")
-    return Secret(_text(text))
+    return Secret(_line(text))
 
 
 def _join_token(text: str) -> Secret:
@@ -160,8 +170,8 @@ def _join_token(text: str) -> Secret:
 
 def _absolute(text: str) -> str:
     if not text.startswith("/"):
-        raise Wrong(f"{text!r} is no absolute path")
-    return text
+        raise Wrong(f"{quoted(text)} is no absolute path")
+    return _text(text)
 
 
 _string = {"type": "string"}
@@ -183,9 +193,9 @@ AUTO = optional(BRANCH, "auto")
 
 def _fingerprint_or_file(text: str) -> str:
     if text.startswith("/"):
-        return text
+        return _text(text)
     if len(text) != 40 or set(text.lower()) - set("0123456789abcdef"):
-        raise ValueError(f"{text!r} is neither 40 hex digits nor an absolute path")
+        raise ValueError(f"{quoted(text)} is neither 40 hex digits nor an absolute path")
     return text
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gpuboot.secret import quoted
+
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 # Kubernetes' own syntax: qualified names and label values.
@@ -60,7 +62,7 @@ def label(text: str) -> Label:
     """Parse `key=value`. Raises ValueError with what is wrong."""
     key, separator, value = text.partition("=")
     if not separator:
-        raise ValueError(f"label {text!r} has no '='")
+        raise ValueError(f"label {quoted(text)} has no '='")
     _check_key(key)
     _check_value(value)
     return Label(key, value)
@@ -90,10 +92,10 @@ def taint(text: str) -> Taint:
     """Parse `key=value:effect` or `key:effect`. Raises ValueError with what is wrong."""
     head, separator, effect = text.rpartition(":")
     if not separator:
-        raise ValueError(f"taint {text!r} has no ':' before its effect")
+        raise ValueError(f"taint {quoted(text)} has no ':' before its effect")
     if effect not in EFFECTS:
         # The effect itself is not quoted: of a token put here by mistake it is the password.
-        raise ValueError(f"taint {text!r} has none of the effects {', '.join(EFFECTS)}")
+        raise ValueError(f"taint {quoted(text)} has none of the effects {', '.join(EFFECTS)}")
     key, _, value = head.partition("=")
     _check_key(key)
     _check_value(value)
@@ -115,7 +117,7 @@ def node_name(text: str) -> str:
     name = text.lower()
     if len(name) > 253 or not _NODE.fullmatch(name):
         raise ValueError(
-            f"{text!r} is no valid node name (letters, digits, '-' and '.', at most 253)"
+            f"{quoted(text)} is no valid node name (letters, digits, '-' and '.', at most 253)"
         )
     return name
 
@@ -127,10 +129,10 @@ def _within(namespace: str, domain: str) -> bool:
 def _check_key(key: str) -> None:
     prefix, separator, name = key.rpartition("/")
     if separator and (len(prefix) > 253 or not _PREFIX.fullmatch(prefix)):
-        raise ValueError(f"key {key!r} has a prefix that is no DNS name")
+        raise ValueError(f"key {quoted(key)} has a prefix that is no DNS name")
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"key {key!r} must be at most 63 letters, digits, '-', '_' or '.',"
+            f"key {quoted(key)} must be at most 63 letters, digits, '-', '_' or '.',"
             " and begin and end with a letter or digit"
         )
 
@@ -138,6 +140,6 @@ def _check_key(key: str) -> None:
 def _check_value(value: str) -> None:
     if value and not _NAME.fullmatch(value):
         raise ValueError(
-            f"value {value!r} must be at most 63 letters, digits, '-', '_' or '.',"
+            f"value {quoted(value)} must be at most 63 letters, digits, '-', '_' or '.',"
             " and begin and end with a letter or digit"
         )

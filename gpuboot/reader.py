@@ -12,7 +12,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gpuboot.kinds import Kind, Wrong
-from gpuboot.secret import redact
+from gpuboot.secret import blotted, redact
 
 T = TypeVar("T")
 
@@ -27,9 +27,9 @@ class Problem:
     expected: str | None = None
 
     def __post_init__(self) -> None:
-        # A token put where something else belongs would otherwise be quoted as the wrong value.
-        for name in ("key", "message"):
-            object.__setattr__(self, name, redact(getattr(self, name)))
+        # A key may be anything: a token, a line break, a terminal's escape, half a character.
+        object.__setattr__(self, "key", _printable(blotted(self.key)))
+        object.__setattr__(self, "message", _printable(redact(self.message)))
 
     def __str__(self) -> str:
         name = f"{self.key}: " if self.key else ""
@@ -79,11 +79,9 @@ class Reader:
 
     def where(self, key: str) -> str:
         """`file:line` of a key, of the nearest key above it, or "default"."""
-        while key:
-            if key in self._places:
-                return self._places[key]
+        while key and key not in self._places:
             key = key.rpartition(".")[0]
-        return "default"
+        return self._places.get(key, "default")
 
     def given(self, key: str) -> bool:
         """Whether the key stands in a file, whatever its value."""
@@ -98,7 +96,7 @@ class Reader:
         try:
             text = content if isinstance(content, str) else content.decode("utf-8")
         except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
+            line = _line(error.object[: error.start].decode() + "?", error.start)
             what = "holds bytes that are not UTF-8"
             self.problems.append(Problem(f"{file}:{line}", "", what, "UTF-8"))
             return
@@ -109,18 +107,17 @@ class Reader:
                 Problem(f"{file}:{error.line}", "", "aliases (*name) are not allowed", "the value")
             )
         except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            what = error.problem or error.context or "cannot be read"
-            # A password that begins with ! is a tag to YAML, which quotes it.
-            what = re.sub(r"(tag handle) .*", r"\1", what)
+            line = _line(text, error.problem_mark.index) if error.problem_mark else 1
+            # The handle of a tag is not quoted: of a password without quotes it is a part.
+            what = (error.problem or error.context or "cannot be read").partition(" handle '")[0]
             self.problems.append(Problem(f"{file}:{line}", "", what, "YAML"))
         except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
             # What is left is a character that YAML or Python forbids, or nesting without end.
             what = getattr(error, "reason", None) or "cannot be read"
-            line = text[: getattr(error, "position", 0)].count("\n") + 1
+            line = _line(text, getattr(error, "position", 0))
             self.problems.append(Problem(f"{file}:{line}", "", str(what), "YAML"))
         else:
-            if node is not None:
+            if node is not None and not _nothing(node):
                 self._merge(self.tree, node, file, "")
 
     def _merge(self, tree: Tree, node: Node, file: str, prefix: str) -> None:
@@ -144,10 +141,13 @@ class Reader:
 
     def _place(self, tree: Tree, name: str, value: Node, file: str, key: str, line: int) -> None:
         self._places[key] = f"{file}:{line}"
+        below = tree.get(name)
         if not isinstance(value, MappingNode):
+            if below is not None:  # what stood below is gone, and so are its places
+                for gone in [one for one in self._places if one.startswith(key + ".")]:
+                    del self._places[gone]
             tree[name] = Entry(value, file, line)
             return
-        below = tree.get(name)
         if not isinstance(below, dict):
             below = tree[name] = {}
         self._merge(below, value, file, key + ".")
@@ -157,8 +157,7 @@ class Reader:
     def section(self, cls: type[T], tree: Tree | Entry | None, prefix: str = "") -> T:
         """A dataclass whose fields are keys (`key`, `keys`) or sections (dataclasses)."""
         if isinstance(tree, Entry):
-            empty = isinstance(tree.node, ScalarNode) and tree.node.value in ("", "~", "null")
-            if not empty:
+            if not _nothing(tree.node):
                 self.problem(prefix.rstrip("."), "is no map", "keys below it")
             tree = None
         tree = tree or {}
@@ -216,6 +215,20 @@ class Reader:
                 near = difflib.get_close_matches(name, list(known), 1)
                 message = f"unknown key, did you mean {near[0]}?" if near else "unknown key"
                 self.problem(prefix + name, message, None if near else ", ".join(known))
+
+
+def _line(text: str, index: int) -> int:
+    """The line of a character, from 1, by YAML's line breaks; of the last one after the end."""
+    lines = re.split(r"\r\n|[\r\n\x85\u2028\u2029]", text[: index + 1])
+    return max(1, len(lines) - (not lines[-1]))
+
+
+def _nothing(node: Node) -> bool:
+    return isinstance(node, ScalarNode) and node.value in ("", "~", "null")
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class AliasError(Exception):

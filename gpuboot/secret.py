@@ -19,6 +19,13 @@ _LIKELY = tuple(map(re.compile, (
     r"(?<=//)[^\s'\"/@:\[]+:(?!\d+(?!\w))[^\s'\"]+",  # and what is no port, where that is lost
     r"[^\s/'\"@:]+:(?!//)[^\s'\"]+(?=@)",
 )))  # fmt: skip
+# In a value or key alone: without a known end, all that follows is part of the secret.
+_TO_THE_END = re.compile(
+    r"K10[^\s'\":]*:.*"  # a token
+    r"|[a-z0-9]{6}\.[a-z0-9]{16}(?![a-z0-9])"  # a bootstrap token
+    r"|(?<![^\s/'\"@:])[^\s/'\"@:]*:(?!//).*(?=@)",  # user and password in an address
+    re.DOTALL,
+)
 
 
 class Secret:
@@ -73,6 +80,16 @@ class Mask:
     def __call__(self, text: str) -> str:
         """The text with every spelling of every secret replaced by `<secret>`."""
         return self._pattern.sub(MASK, text) if self._pattern else text
+
+
+def blotted(text: str) -> str:
+    """A value or key by itself, without what looks like a secret in it and all that follows."""
+    return redact(_TO_THE_END.sub(MASK, text))
+
+
+def quoted(text: str) -> str:
+    """A wrong value as a message quotes it: a token may stand where something else belongs."""
+    return repr(blotted(text))
 
 
 def _password(text: str) -> str:

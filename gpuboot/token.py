@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from gpuboot.secret import Secret
 
 FULL = "K10"
+# Characters that no line of a text holds: control characters, line breaks, halves of a pair.
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 _CERTIFICATE = re.compile(
     rb"-----BEGIN CERTIFICATE-----\s+(.*?)\s+-----END CERTIFICATE-----", re.DOTALL
 )
@@ -36,6 +38,8 @@ def parse(secret: Secret) -> Token:
         raise ValueError("token is empty")
     if re.search(r"\s", text):
         raise ValueError("token holds white space or a line break")
+    if re.search(CONTROL, text):
+        raise ValueError("token holds a control character")
     ca_hash: str | None = None
     if text.startswith(FULL):
         head, separator, text = text[len(FULL) :].partition("::")

@@ -48,6 +48,11 @@ def test_an_empty_file_is_a_rancher_node_with_every_default() -> None:
     assert (found.gpu.wait, found.deadline, found.reboot.budget) == (900.0, 2700.0, 3)
 
 
+@pytest.mark.parametrize("text", ["---\n", "---\n# nothing yet\n", "---\n...\n", "# a\n\n", "~"])
+def test_a_file_without_any_key_is_an_empty_one(text: str) -> None:
+    assert good(text) == Config()
+
+
 @pytest.mark.parametrize(
     ("text", "mode"),
     [
@@ -127,6 +132,14 @@ def test_a_map_over_a_value_and_a_value_over_a_map_are_problems() -> None:
     ]
 
 
+def test_what_a_later_file_replaces_is_no_longer_given() -> None:
+    first = f"rke2: {{join: agent, config: {{{AGENT}}}}}"
+    assert read(first, "rke2: {config: ~}")[1] == [
+        "b.yaml:1: rke2.config.server: is not set; expected the supervisor, https://HOST:9345",
+        "b.yaml:1: rke2.config: has neither token-file nor token; expected one of the two",
+    ]
+
+
 # -- what is refused, and how it is said
 
 PROBLEMS = [
@@ -144,6 +157,11 @@ PROBLEMS = [
     ("? [a]\n: b", ":1: a key must be a word"),
     ("gpu: {}\n'': 1", ":2: a key must be a word"),
     ("gpu: \x07", ":1: special characters are not allowed; expected YAML"),
+    ("gpu:\n  model: [a,\n", "a.yaml:2: expected the node content"),
+    ('gpu: "\n\n', "a.yaml:2: found unexpected end of stream"),
+    ("gpu: 1\r\x85\x00", "a.yaml:3: special characters are not allowed"),
+    ('"": 1', "a.yaml:1: a key must be a word"),
+    ('"a\\n\\e\\ud800": 1', r"a.yaml:1: a\n\x1b\ud800: unknown key"),
     ("gpu: 3", ":1: gpu: is no map; expected keys below it"),
     ("gpu: [a]", ":1: gpu: is no map"),
     ("gpu: {count: {a: 1}}", ":1: gpu.count: is a map; expected a whole number from 1 to 16"),
@@ -235,6 +253,31 @@ def test_an_address_or_escape_that_python_chokes_on_is_a_problem(text: str) -> N
     assert len(read(text)[1]) == 1
 
 
+# What no file, command or address can hold.
+IMPOSSIBLE = [r"\0", r"\e", r"\n", r"\x9b", r"\L", r"\ud800"]
+ONE_LINE = ["gpu: {{model: '{}'}}", "monitor: {{textfile: '/a{}b'}}", "proxy: {{http: 'a{}b'}}",
+            "sources: {{apt: {{url: '/a{}b'}}}}", "sources: {{apt: {{url: 'https://a/{}b'}}}}",
+            "sources: {{apt: {{key: '/a{}b'}}}}",
+            "rke2: {{join: none, config: {{token: 'a{}b'}}}}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ONE_LINE)
+@pytest.mark.parametrize("char", IMPOSSIBLE)
+def test_a_text_that_no_line_can_hold_is_refused(form: str, char: str) -> None:
+    assert len(read(form.replace("'", '"').format(char))[1]) == 1
+
+
+def test_only_plain_digits_are_a_version() -> None:
+    assert len(read("toolkit: {version: \u0661.20.0}")[1]) == 1
+
+
+@pytest.mark.parametrize(("content", "line"), [(b"#\v\xff", 1), (b"#\r\n\n\xff\n", 3)])
+def test_a_byte_that_is_no_utf_8_is_told_with_its_line(content: bytes, line: int) -> None:
+    reading = Reader()
+    reading.add("a.yaml", content)
+    assert [problem.where for problem in reading.problems] == [f"a.yaml:{line}"]
+
+
 WORDS = ["gpu", "rke2", "config", "node-label", "count", "wait", "proxy", "sources", "apt", "url"]
 VALUES = st.one_of(
     st.sampled_from(["auto", "-", "15m", "true", "1", "/a", "K10::", "a=b", "a:NoSchedule", ""]),
@@ -269,6 +312,7 @@ EXAMPLES = [
     "gpu: {count: 2, model: 10de:1eb8, wait: 90s}\ndriver: {branch: 580.10, source: nvidia}",
     "rke2: {join: none}\nreboot: {allow: false, budget: 0}\ndeadline: 5400s",
     "sources: {apt: {url: http://mirror/debian/, key: /k.gpg}, rke2: {url: /srv/rke2}}",
+    "sources: {apt: {url: /}}",
     (
         f"rke2: {{channel: v1.35, config: {{server: '{SERVER}', token-file: /etc/t, debug: false,"
         " lb-server-port: 7000, node-ip: [10.0.0.1], kubelet-arg: ['max-pods=50'], profile: cis}}"
@@ -362,8 +406,30 @@ WRONG_PLACES = [
     "rke2: {{config: {{node-label: ['{0}']}}}}", "rke2: {{config: {{node-name: '{0}'}}}}",
     "rke2: {{config: {{server: '{0}'}}}}", "rke2: {{version: '{0}'}}", "'{0}'",
     "sources: {{apt: {{key: '{0}'}}}}", "monitor: {{textfile: '{0}'}}",
-    "rke2: {{config: {{node-taint: ['{0}']}}}}",
+    "rke2: {{config: {{node-taint: ['{0}']}}}}", "gpu: {{model: '{0}'}}", "gpu: {{count: '{0} x'}}",
+    "sources: {{apt: {{url: 'https://[{0}]'}}}}", "proxy: {{no-proxy: ['{0}']}}",
+    "rke2: {{config: {{resolv-conf: /etc/{0}}}}}",
 ]  # fmt: skip
+
+
+ODD = [
+    f"K10{HASH}::node:a'{PASSWORD}", f"K10{HASH}::node: {PASSWORD}", f"K10{HASH}:node:{PASSWORD}",
+    f"K10...::{PASSWORD}", f"https://me:a/{PASSWORD}@b", f"https://me:a@{PASSWORD}@b",
+    f"https://:{PASSWORD}@b", f"me:a {PASSWORD}@b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("form", ["gpu: {{count: {0}}}", "{0}: 1"])
+def test_a_secret_of_an_odd_form_under_a_wrong_key_is_not_quoted(form: str, text: str) -> None:
+    _, problems = read(form.format(json.dumps(text)))
+    assert len(problems) == 1
+    assert PASSWORD not in problems[0]
+
+
+def test_an_exclamation_mark_in_a_password_without_quotes_tells_no_part_of_it() -> None:
+    _, problems = read(f"rke2: {{config: {{token: !{PASSWORD}!x y}}}}")
+    assert problems == ["a.yaml:1: found undefined tag; expected YAML"]
 
 
 @pytest.mark.parametrize("form", WRONG_PLACES)
@@ -374,8 +440,9 @@ def test_a_token_under_a_wrong_key_is_not_quoted(form: str) -> None:
 
 
 def test_a_bootstrap_token_under_a_wrong_key_is_not_quoted() -> None:
-    _, problems = read("driver: {source: abcdef.0123456789abcdef}")
-    assert "0123456789abcdef" not in problems[0]
+    for text in ("abcdef.0123456789abcdef", '"\\tabcdef.0123456789abcdef"'):
+        _, problems = read(f"driver: {{source: {text}}}")
+        assert "0123456789abcdef" not in problems[0]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +456,7 @@ def test_a_malformed_token_is_refused_without_being_quoted(text: str) -> None:
 
 def test_a_password_that_yaml_takes_for_a_tag_is_not_quoted() -> None:
     _, problems = read("proxy:\n  http: !correct!horse\n")
-    assert problems == ["a.yaml:2: found undefined tag handle; expected YAML"]
+    assert problems == ["a.yaml:2: found undefined tag; expected YAML"]
 
 
 def test_a_password_in_an_address_is_refused_without_being_quoted() -> None:
