@@ -47,7 +47,7 @@ class Node:
         move = f'echo $$ > {shlex.quote(str(self.cgroup))}/cgroup.procs && exec "$@"'
         with self.console.open("ab") as console:
             self._process = subprocess.Popen(
-                ["sh", "-c", move, "sh", *nspawn],
+                ["sh", "-c", move, "sh", *_new_clocks(), *nspawn],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
@@ -157,9 +157,17 @@ class Node:
         return file.read_text(encoding="ascii").strip()
 
 
+def _new_clocks() -> list[str]:
+    """The start of a command line whose clocks that count from the boot begin at zero now."""
+    clocks = {"--boottime": time.CLOCK_BOOTTIME, "--monotonic": time.CLOCK_MONOTONIC}
+    offsets = [f"{name}={-int(time.clock_gettime(clock))}" for name, clock in clocks.items()]
+    return ["unshare", "--time", *offsets]
+
+
 def enter(leader: int) -> list[str]:
     """The start of a command line that runs the rest in the node of that PID 1."""
-    spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"]
+    spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--time",
+              "--root", "--wd"]  # fmt: skip
     return [
         "nsenter", f"--target={leader}", *spaces, "--",
         "/usr/bin/env", "-i", f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=xterm",
