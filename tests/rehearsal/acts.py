@@ -37,6 +37,7 @@ class Stage:
     fill: Callable[[str], str]  # puts the values in for the placeholders
     written: list[tuple[str, str]] = field(default_factory=list)  # path and content
     rebooted: list[str] = field(default_factory=list)  # the boots that the node itself has ended
+    corrected: bool = False  # the machine is not the one any more that the first plan was for
 
 
 class Action(Protocol):
@@ -99,6 +100,7 @@ class Write:
         file.write_text(content, encoding="utf-8")
         file.chmod(self.mode)
         stage.written.append((self.path, content))
+        stage.corrected |= self.path.startswith("/etc/gpuboot/")
         return []
 
 
@@ -138,6 +140,7 @@ class Gpus:
 
     def perform(self, stage: Stage) -> list[str]:
         stage.hardware = replace(stage.hardware, gpus=tuple(map(hardware.gpu, self.gpus)))
+        stage.corrected = True
         hardware.configure(stage.node.tree, stage.hardware)
         return []
 

@@ -14,6 +14,8 @@ from tests.rehearsal.report import RigError, say
 from tests.rehearsal.settle import POLL, QUIET, Settle, cloud_init
 from tests.rehearsal.stage import Stage
 
+PLAN = 60.0  # seconds until the node's probe has asked for the plan
+
 
 def together(stages: list[Stage]) -> list[str]:
     """Rehearses all nodes of a scenario side by side; what differs, for each node."""
@@ -34,7 +36,10 @@ def rehearse(stage: Stage) -> list[str]:
     found = found or [*verdict.differences(expect, evidence), *_planned(stage, evidence)]
     found += _again(stage, evidence)
     if not found and stage.scenario.acts:
+        first = evidence.look("state")
         evidence, found = _perform(stage, evidence)
+        if not found and first != "ready" and evidence.look("state") == "ready":
+            found = _planned(stage, evidence, corrected=stage.acted.corrected)
     found += [
         *_early_reboots(stage, evidence),
         *processes.findings(),
@@ -113,10 +118,14 @@ def _again(stage: Stage, evidence: verdict.Evidence) -> list[str]:
     return rerun.findings(stage.node, stage.disk)
 
 
-def _planned(stage: Stage, evidence: verdict.Evidence) -> list[str]:
-    """The first walk, up to where expect.yaml wants it, stays within what the plan had said."""
+def _planned(stage: Stage, evidence: verdict.Evidence, *, corrected: bool = False) -> list[str]:
+    """The walk stays within what the plan had said, unless acts have changed what it rests on."""
+    end = stage.watch.seconds + PLAN
+    while not (stage.node.root / planned.RESULT).exists() and stage.watch.seconds < end:
+        stage.passes(POLL)  # on a node that waits for nothing else the probe may not have ended
     ready = evidence.look("state") == "ready"
-    return planned.findings(stage.node.root, ready=ready, rebooted=len(evidence.rebooted))
+    rebooted = len(evidence.rebooted)
+    return planned.findings(stage.node.root, ready=ready, rebooted=rebooted, corrected=corrected)
 
 
 def _early_reboots(stage: Stage, evidence: verdict.Evidence) -> list[str]:
