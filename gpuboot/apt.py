@@ -69,6 +69,7 @@ QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 INSTALL = (
     "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades", "install",
 )  # fmt: skip
+CONFOLD = ("-o", "Dpkg::Options::=--force-confold")  # ask nothing, keep the node's own files
 OPTIONS = (
     "-q",
     "-o", f"DPkg::Lock::Timeout={LOCK_WAIT}",
@@ -111,10 +112,23 @@ def hold(host: Host, names: Iterable[str]) -> None:
 
 
 def repair(host: Host, env: Mapping[str, str]) -> None:
-    """End what an interrupted dpkg began."""
+    """End what an interrupted dpkg began. Raises GB20x."""
     argv = ["dpkg", "--configure", "--pending", "--force-confold"]
     host.run(argv, timeout=3600, env={**QUIET, **env}, patient=True)
-    _apt(host, ["--fix-broken", "install"], env)
+    if messed := _messed(host):
+        # dpkg refuses to configure them, and apt's own repair passes them over; their archives
+        # may be torn or gone.
+        update(host, env)
+        _apt(host, ["--fix-broken", "--reinstall", *CONFOLD, *INSTALL, *messed], env)
+    _apt(host, ["--fix-broken", *CONFOLD, "install"], env)
+
+
+def _messed(host: Host) -> list[str]:
+    """The packages whose files are half there: a disk that was full while dpkg unpacked them."""
+    fields = "${db:Status-Eflag}\t${binary:Package}\n"
+    result = host.run(["dpkg-query", "--show", "--showformat", fields])
+    rows = [line.partition("\t") for line in result.out.splitlines()]
+    return sorted(name for flag, _, name in rows if flag == "reinstreq")
 
 
 def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
@@ -181,7 +195,7 @@ def _action(host: Host, before: str, version: str) -> str:
 
 def install(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
     """Install all of them in one transaction, `name` or `name=version`. Raises GB20x."""
-    _apt(host, ["-o", "Dpkg::Options::=--force-confold", *INSTALL, *packages], env)
+    _apt(host, [*CONFOLD, *INSTALL, *packages], env)
 
 
 def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:

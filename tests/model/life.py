@@ -40,9 +40,10 @@ def idle(machine: Machine) -> None:
 
 
 def interrupted(machine: Machine) -> None:
-    """Somebody's dpkg was cut off, with the driver unpacked."""
+    """Somebody's dpkg was cut off, one package unpacked and one half of it."""
     machine.nouveau = "busy"
-    machine.save("packages", {**machine.packages, "nvidia-kernel-dkms": "unpacked"})
+    cut_off = {"nvidia-kernel-dkms": "unpacked", "nvidia-smi": "messed"}
+    machine.save("packages", {**machine.packages, **cut_off})
 
 
 def baked(machine: Machine) -> None:

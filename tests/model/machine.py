@@ -231,6 +231,9 @@ class Machine:
         packages = self.packages
         if "Status-Want" in argv[2]:
             return Result(0, "".join(f"hold\t{name}\n" for name in self.load("holds")))
+        if "Status-Eflag" in argv[2]:
+            flags = {"messed": "reinstreq"}
+            return Result(0, "".join(f"{flags.get(s, 'ok')}\t{n}\n" for n, s in packages.items()))
         names = argv[3:]
         lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
@@ -255,7 +258,11 @@ class Machine:
         wanted = argv[argv.index("install") + 1 :]
         for word in wanted:
             packages = self.packages
-            packages.setdefault(word.partition("=")[0], "unpacked")
+            name = word.partition("=")[0]
+            packages.setdefault(name, "unpacked")
+            if packages[name] == "messed" and "--reinstall" in argv:
+                packages[name] = "unpacked"
+            assert packages[name] != "messed", "apt passes it over"
             self.save("packages", packages)
             self.fuse.burn()
         self._configure()

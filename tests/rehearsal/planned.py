@@ -91,7 +91,12 @@ def _done(root: Path, before: Mapping[str, Any]) -> Work:
     held = re.findall(r"^Package: (\S+)\nStatus: hold ", status, re.M)
     wants = (root / "etc/systemd/system").glob("*.wants/*")
     return Work(
-        {name: "removed" if verb == "remove" else version for verb, name, version in rows},
+        # gpuboot itself is installed and removed by others.
+        {
+            name: "removed" if verb == "remove" else version
+            for verb, name, version in rows
+            if name != "gpuboot"
+        },
         frozenset(held) - set(before["held"]),
         frozenset(_written(root, before["etc"])),
         frozenset(link.name for link in wants),
