@@ -92,13 +92,6 @@ def installed(host: Host, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def interrupted(host: Host) -> bool:
-    """Whether dpkg was cut off: packages half-installed or not configured."""
-    return bool(host.run(["dpkg", "--audit"]).out.strip()) or any(
-        name.isdigit() for name in host.names("/var/lib/dpkg/updates")
-    )
-
-
 def held(host: Host) -> set[str]:
     """The packages that apt may not change. Asks dpkg: apt-mark would renew apt's own cache."""
     fields = "${db:Status-Want}\t${Package}\n"
@@ -111,24 +104,11 @@ def hold(host: Host, names: Iterable[str]) -> None:
     host.must(["apt-mark", "hold", *sorted(names)], env=QUIET)
 
 
-def repair(host: Host, env: Mapping[str, str]) -> None:
-    """End what an interrupted dpkg began. Raises GB20x."""
-    argv = ["dpkg", "--configure", "--pending", "--force-confold"]
-    host.run(argv, timeout=3600, env={**QUIET, **env}, patient=True)
-    if messed := _messed(host):
-        # dpkg refuses to configure them, and apt's own repair passes them over; their archives
-        # may be torn or gone.
-        update(host, env)
-        _apt(host, ["--fix-broken", "--reinstall", *CONFOLD, *INSTALL, *messed], env)
-    _apt(host, ["--fix-broken", *CONFOLD, "install"], env)
-
-
-def _messed(host: Host) -> list[str]:
-    """The packages whose files are half there: a disk that was full while dpkg unpacked them."""
-    fields = "${db:Status-Eflag}\t${binary:Package}\n"
-    result = host.run(["dpkg-query", "--show", "--showformat", fields])
-    rows = [line.partition("\t") for line in result.out.splitlines()]
-    return sorted(name for flag, _, name in rows if flag == "reinstreq")
+def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
+    """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB20x."""
+    # Without --reinstall apt believes a half-unpacked package to be there, and dpkg refuses it.
+    way = ["--reinstall", *INSTALL, *packages] if packages else ["install"]
+    _apt(host, ["--fix-broken", *CONFOLD, *way], env)
 
 
 def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:

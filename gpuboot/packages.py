@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt
+from gpuboot import apt, dpkg
 from gpuboot.errors import GpubootError
 from gpuboot.step import Finding, Ok, Pending
 
@@ -48,7 +48,7 @@ class Packages:
         return (*self.driver, *TOOLKIT)
 
     def check(self, host: Host) -> Finding:
-        if apt.interrupted(host):
+        if dpkg.interrupted(host):
             return Pending("dpkg was interrupted")
         if lack := self._lack(host):
             return Pending(lack)
@@ -57,8 +57,8 @@ class Packages:
         return Ok(f"{len(self.names)} packages are installed")
 
     def apply(self, host: Host) -> None:
-        if apt.interrupted(host):
-            apt.repair(host, self.env)
+        if dpkg.interrupted(host):
+            dpkg.mend(host, lambda: self.resolved(host), self.env)
         if self._lack(host):
             apt.update(host, self.env)
             apt.install(host, self.resolved(host), self.env)
@@ -66,7 +66,7 @@ class Packages:
 
     def changes(self, host: Host, options: Sequence[str]) -> list[apt.Change]:
         """What `apply` would have apt do, by apt's lists of these options. Raises GB20x."""
-        if not self._lack(host) and not apt.interrupted(host):
+        if not self._lack(host) and not dpkg.interrupted(host):
             return []
         apt.update(host, self.env, options)
         return apt.changes(host, self.resolved(host, options), options, self.env)

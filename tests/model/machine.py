@@ -231,9 +231,6 @@ class Machine:
         packages = self.packages
         if "Status-Want" in argv[2]:
             return Result(0, "".join(f"hold\t{name}\n" for name in self.load("holds")))
-        if "Status-Eflag" in argv[2]:
-            flags = {"messed": "reinstreq"}
-            return Result(0, "".join(f"{flags.get(s, 'ok')}\t{n}\n" for n, s in packages.items()))
         names = argv[3:]
         lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
@@ -256,6 +253,12 @@ class Machine:
             self.disk.write("/var/lib/apt/lists/archive_InRelease")
             return Result(0)
         wanted = argv[argv.index("install") + 1 :]
+        if "--simulate" in argv or "--print-uris" in argv:
+            names = [word.partition("=")[0] for word in wanted]
+            missing = [name for name in names if self.packages.get(name) != "installed"]
+            return Result(
+                0, "".join(f"Inst {n} ({_version(n)} Debian:12 [all])\n" for n in missing)
+            )
         for word in wanted:
             packages = self.packages
             name = word.partition("=")[0]

@@ -119,24 +119,6 @@ def test_a_package_that_dpkg_knows_only_by_name_is_not_installed(node: Node) -> 
     assert apt.installed(node.host, ["nvidia-smi", "libcuda1"]) == {}
 
 
-@pytest.mark.parametrize(
-    ("audit", "updates", "cut"),
-    [
-        ("", [], False),
-        ("The following packages are only half configured:\n nvidia-kernel-dkms\n", [], True),
-        ("", ["0001"], True),
-        ("", ["tmp.i"], False),
-    ],
-)
-def test_a_cut_off_dpkg_is_noticed(
-    node: Node, audit: str, updates: list[str], *, cut: bool
-) -> None:
-    node.answers["dpkg --audit"] = audit
-    for name in updates:
-        node.put(f"/var/lib/dpkg/updates/{name}")
-    assert apt.interrupted(node.host) is cut
-
-
 # -- what could be installed
 
 # apt-get --simulate and --print-uris of apt 3.0.4, in a Debian 13 rehearsal tree (2026-11-25).
@@ -227,31 +209,6 @@ def test_held_packages_are_a_set(node: Node) -> None:
     assert apt.held(node.host) == {"libcuda1", "nvidia-smi"}
 
 
-# -- mending what was cut off
-
-
-def test_a_package_in_a_mess_is_installed_once_more_before_anything_is_configured(
-    node: Node,
-) -> None:
-    # Status-Eflag of dpkg-query 1.21 on a rehearsal node whose disk was full (2026-11-25).
-    node.answers |= {
-        "dpkg --configure": Result(1),
-        "dpkg-query": "ok\tdkms\nreinstreq\tnvidia-legacy-check\nreinstreq\tmake\n",
-        "apt-get": "",
-    }
-    apt.repair(node.host, {})
-    asked = [line.split()[-1] for line in node.ran if line.startswith("apt-get")]
-    assert asked == ["update", "nvidia-legacy-check", "install"]
-    assert "--reinstall" in node.ran[-2]
-    assert node.ran[-2].endswith("install make nvidia-legacy-check")
-
-
-def test_without_such_a_package_a_repair_asks_no_archive(node: Node) -> None:
-    node.answers |= {"dpkg --configure": "", "dpkg-query": "ok\tdkms\n", "apt-get": ""}
-    apt.repair(node.host, {})
-    assert [line.split()[-1] for line in node.ran if line.startswith("apt-get")] == ["install"]
-
-
 # -- how apt is called
 
 
@@ -262,11 +219,14 @@ def test_apt_asks_nothing_restarts_nothing_and_is_never_stopped_by_us(node: Node
         calls.append(command)
         return Result(0)
 
-    node.answers |= {"apt-get": call, "dpkg --configure": call, "dpkg-query": ""}
+    node.answers |= {
+        "apt-get": call,
+    }
     proxy = {"http_proxy": "http://p"}
     apt.update(node.host, proxy)
     apt.install(node.host, ["dkms", "nvidia-smi=1"], proxy)
-    apt.repair(node.host, proxy)
+    apt.fix_broken(node.host, ["dkms=1"], proxy)
+    apt.fix_broken(node.host, [], proxy)
     assert len(calls) == 4
     for command in calls:
         assert command.patient

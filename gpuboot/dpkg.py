@@ -1,0 +1,65 @@
+"""dpkg after it was cut off: what it has left half done, and how that is ended."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuboot import apt
+from gpuboot.errors import GpubootError
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+STATUS = "/var/lib/dpkg/status"
+SOUND = ("installed", "triggers-pending", "triggers-awaited", "config-files", "not-installed")
+
+
+def interrupted(host: Host) -> bool:
+    """Whether dpkg was cut off: packages half-installed or not configured."""
+    return bool(host.run(["dpkg", "--audit"]).out.strip()) or any(
+        name.isdigit() for name in host.names("/var/lib/dpkg/updates")
+    )
+
+
+def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]) -> None:
+    """End what an interrupted dpkg began. `wanted` resolves what we install; needs an archive
+    only where configuring is not enough. Raises GB20x.
+
+    apt's own repair chooses other packages than an installation does (the first of several
+    alternatives), so it is told what a sound node would get; it decides only what remains.
+    """
+    argv = ["dpkg", "--configure", "--pending", "--force-confold"]
+    host.run(argv, timeout=3600, env={**apt.QUIET, **env}, patient=True)
+    if not interrupted(host):
+        return
+    apt.update(host, env)
+    try:
+        if missing := _missing(host, wanted(), env):
+            apt.fix_broken(host, missing, env)
+    except GpubootError as error:
+        if error.code is not apt.INSTALL_FAILED:
+            raise
+    if interrupted(host):
+        apt.fix_broken(host, (), env)
+
+
+def _missing(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """All that installing the packages would bring, were nothing half done: name=version."""
+    with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
+        status = Path(folder) / "status"
+        status.write_text(_sound(host.read(STATUS) or ""), encoding="utf-8")
+        settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
+        options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+        changes = apt.changes(host, wanted, options, env)
+    return [f"{one.name}={one.version}" for one in changes if one.action == "install"]
+
+
+def _sound(status: str) -> str:
+    """dpkg's status without the packages that are half done."""
+    stanzas = re.split(r"\n\n+", status.strip())
+    kept = [one for one in stanzas if re.search(rf"^Status: .* ({'|'.join(SOUND)})$", one, re.M)]
+    return "\n\n".join([*kept, ""])

@@ -1,0 +1,116 @@
+"""dpkg that was cut off is noticed, and ended as an undisturbed installation would have ended."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuboot import apt, dpkg
+from gpuboot.errors import GpubootError
+from gpuboot.host import Command, Result
+from tests.unit.node import Node
+
+
+@pytest.mark.parametrize(
+    ("audit", "updates", "cut"),
+    [
+        ("", [], False),
+        ("The following packages are only half configured:\n nvidia-kernel-dkms\n", [], True),
+        ("", ["0001"], True),
+        ("", ["tmp.i"], False),
+    ],
+)
+def test_a_cut_off_dpkg_is_noticed(
+    node: Node, audit: str, updates: list[str], *, cut: bool
+) -> None:
+    node.answers["dpkg --audit"] = audit
+    for name in updates:
+        node.put(f"/var/lib/dpkg/updates/{name}")
+    assert dpkg.interrupted(node.host) is cut
+
+
+# -- mending
+
+STATUS = """\
+Package: libc6
+Status: install ok installed
+Version: 2.36
+
+Package: dkms
+Status: install reinstreq half-installed
+Version: 3.0.10
+
+Package: gcc-12
+Status: install ok unpacked
+Version: 12.2.0-14
+"""
+SIMULATED = "Inst gcc-12 (12.2.0-14 Debian:12 [amd64])\nInst dkms (3.0.10 Debian:12 [all])\n"
+
+
+class Dpkg:
+    """dpkg in a mess, until apt has done what `mended_by` says; what apt was asked for."""
+
+    def __init__(self, node: Node, *, mended_by: str) -> None:
+        self.mess = "dkms is in a mess\n"
+        self.asked: list[str] = []
+        self.seen = ""  # the status that was simulated with
+        self._mended_by = mended_by
+        node.put(dpkg.STATUS, STATUS)
+        node.answers |= {
+            "dpkg --audit": lambda _: Result(0, self.mess), "dpkg --configure": self._configure,
+            "apt-get": self._apt,
+        }  # fmt: skip
+
+    def _configure(self, _: Command) -> Result:
+        self._done("dpkg --configure")
+        return Result(0 if not self.mess else 1)
+
+    def _apt(self, command: Command) -> Result:
+        words = command.argv
+        if "--simulate" in words or "--print-uris" in words:
+            option = next(word for word in words if word.startswith("Dir::State::status="))
+            with open(option.partition("=")[2], encoding="utf-8") as file:  # noqa: PTH123
+                self.seen = file.read()
+            return Result(0, SIMULATED)
+        if words[-1] == "update":
+            return Result(0)
+        asked = " ".join(word for word in words[words.index("install") :])
+        self._done(asked)
+        return Result(0 if not self.mess else 100, err="E: Unmet dependencies.")
+
+    def _done(self, asked: str) -> None:
+        self.asked.append(asked)
+        if asked == self._mended_by:
+            self.mess = ""
+
+
+def wanted() -> list[str]:
+    return ["dkms"]
+
+
+def test_where_configuring_is_enough_no_archive_is_asked(node: Node) -> None:
+    state = Dpkg(node, mended_by="dpkg --configure")
+    dpkg.mend(node.host, wanted, {})
+    assert state.asked == ["dpkg --configure"]
+    assert not [line for line in node.ran if line.startswith("apt-get")]
+
+
+def test_apt_is_told_what_a_sound_node_would_get(node: Node) -> None:
+    state = Dpkg(node, mended_by="install gcc-12=12.2.0-14 dkms=3.0.10")
+    dpkg.mend(node.host, wanted, {})
+    assert state.seen.count("Package:") == 1
+    assert "Package: libc6" in state.seen
+    assert state.asked == ["dpkg --configure", "install gcc-12=12.2.0-14 dkms=3.0.10"]
+    assert "--reinstall" in node.ran[-2]
+
+
+def test_what_remains_is_left_to_apt(node: Node) -> None:
+    state = Dpkg(node, mended_by="install")
+    dpkg.mend(node.host, wanted, {})
+    assert state.asked[-1] == "install"
+
+
+def test_what_no_repair_mends_is_an_error(node: Node) -> None:
+    Dpkg(node, mended_by="nothing")
+    with pytest.raises(GpubootError) as caught:
+        dpkg.mend(node.host, wanted, {})
+    assert (caught.value.code, caught.value.retry) == (apt.INSTALL_FAILED, True)
