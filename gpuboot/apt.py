@@ -12,6 +12,8 @@ from gpuboot.errors import Code, GpubootError
 from gpuboot.host import WRITE_FAILED
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpuboot.host import Host, Result
 
 LOCKED = Code(
@@ -106,9 +108,16 @@ def hold(host: Host, names: Iterable[str]) -> None:
 
 def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
     """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB20x."""
-    # Without --reinstall apt believes a half-unpacked package to be there, and dpkg refuses it.
-    way = ["--reinstall", *INSTALL, *packages] if packages else ["install"]
-    _apt(host, ["--fix-broken", *CONFOLD, *way], env)
+    _apt(host, ["--fix-broken", *CONFOLD, *INSTALL, *packages], env)
+
+
+def download(host: Host, packages: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
+    """Fetch and verify the packages' archives into a folder of root's own. Raises GB20x."""
+    options = [*OPTIONS, "-o", "APT::Sandbox::User=root"]
+    argv = ["env", f"--chdir={folder}", "apt-get", *options, "download", *packages]
+    result = host.run(argv, timeout=3600, env={**QUIET, **env})
+    if result.code != 0:
+        raise failure(result)
 
 
 def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:

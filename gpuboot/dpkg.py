@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
+
+log = logging.getLogger(__name__)
 
 STATUS = "/var/lib/dpkg/status"
 SOUND = ("installed", "triggers-pending", "triggers-awaited", "config-files", "not-installed")
@@ -32,19 +35,40 @@ def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]
     apt's own repair chooses other packages than an installation does (the first of several
     alternatives), so it is told what a sound node would get; it decides only what remains.
     """
-    argv = ["dpkg", "--configure", "--pending", "--force-confold"]
-    host.run(argv, timeout=3600, env={**apt.QUIET, **env}, patient=True)
+    _dpkg(host, ["--configure", "--pending"], env)
     if not interrupted(host):
         return
     apt.update(host, env)
+    _unpack_again(host, env)
     try:
         if missing := _missing(host, wanted(), env):
             apt.fix_broken(host, missing, env)
     except GpubootError as error:
         if error.code is not apt.INSTALL_FAILED:
             raise
+        log.info("dpkg: %s; apt's own repair is tried\n%s", error.message, error.evidence)
     if interrupted(host):
         apt.fix_broken(host, (), env)
+
+
+def _dpkg(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Whether it has helped is looked at, not believed."""
+    words = ["dpkg", "--force-confold", *argv]
+    host.run(words, timeout=3600, env={**apt.QUIET, **env}, patient=True)
+
+
+def _unpack_again(host: Host, env: Mapping[str, str]) -> None:
+    """The packages of which only a part was unpacked, as on a disk that was full.
+
+    dpkg refuses to configure them, and apt takes them for unpacked. Raises GB20x.
+    """
+    fields = "${db:Status-Eflag}\t${binary:Package}\n"
+    result = host.run(["dpkg-query", "--show", "--showformat", fields])
+    rows = [line.partition("\t") for line in result.out.splitlines()]
+    if parts := sorted(name for flag, _, name in rows if flag == "reinstreq"):
+        with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
+            apt.download(host, parts, Path(folder), env)
+            _dpkg(host, ["--unpack", "--recursive", folder], env)
 
 
 def _missing(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[str]:

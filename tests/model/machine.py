@@ -37,7 +37,7 @@ BUILT = f"{DKMS}/{DRIVER}/{KERNEL}/x86_64/module/nvidia-current.ko"
 BASE = {"gpg", "pciutils", "kmod"}
 # What may take the GPU, or the node, from a running workload (DESIGN §7).
 DISRUPTIVE = re.compile(
-    r"apt-get .*install|dpkg --configure|modprobe|nvidia-modprobe|update-initramfs"
+    r"apt-get .*install|dpkg .*--configure|modprobe|nvidia-modprobe|update-initramfs"
     r"|systemctl (?:reboot|daemon-reload|(?:stop|restart) (?!nvidia-cdi-refresh))"
 )
 
@@ -223,14 +223,25 @@ class Machine:
             return Result(0, "amd64\n")
         if argv == ["--audit"]:
             return Result(0, "".join(n for n, s in self.packages.items() if s != "installed"))
-        assert argv[:2] == ["--configure", "--pending"], argv
+        if argv[1] == "--unpack":
+            unpacked = {n: "unpacked" if s == "messed" else s for n, s in self.packages.items()}
+            self.save("packages", unpacked)
+            return Result(0)
+        assert argv[1:] == ["--configure", "--pending"], argv
         self._configure()
+        return Result(0)
+
+    def _env(self, argv: list[str]) -> Result:
+        assert argv[1] == "apt-get", argv
         return Result(0)
 
     def _dpkg_query(self, argv: list[str]) -> Result:
         packages = self.packages
         if "Status-Want" in argv[2]:
             return Result(0, "".join(f"hold\t{name}\n" for name in self.load("holds")))
+        if "Status-Eflag" in argv[2]:
+            flags = {"messed": "reinstreq"}
+            return Result(0, "".join(f"{flags.get(s, 'ok')}\t{n}\n" for n, s in packages.items()))
         names = argv[3:]
         lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
@@ -263,8 +274,6 @@ class Machine:
             packages = self.packages
             name = word.partition("=")[0]
             packages.setdefault(name, "unpacked")
-            if packages[name] == "messed" and "--reinstall" in argv:
-                packages[name] = "unpacked"
             assert packages[name] != "messed", "apt passes it over"
             self.save("packages", packages)
             self.fuse.burn()

@@ -145,7 +145,7 @@ def test_an_interrupted_dpkg_is_ended_first(dpkg: Dpkg) -> None:
         dpkg.node.answers["dpkg --audit"] = ""
         return Result(0)
 
-    dpkg.node.answers["dpkg --configure"] = configure
+    dpkg.node.answers["dpkg --force-confold --configure"] = configure
     assert reason(settled(dpkg.node, step()), Ok)
 
 
