@@ -120,6 +120,12 @@ def download(host: Host, packages: Sequence[str], folder: Path, env: Mapping[str
         raise failure(result)
 
 
+def mark_auto(host: Host, packages: Iterable[str]) -> None:
+    """Remember, as apt does for what it installs unasked, that nobody asked for these by name."""
+    if names := sorted(package.partition("=")[0] for package in packages):
+        host.must(["apt-mark", "auto", *names], env=QUIET)
+
+
 def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
     """Read all package sources anew; any that fails is an error (GB201, GB202, GB203)."""
     _apt(host, [*options, "-o", "APT::Update::Error-Mode=any", "update"], env)

@@ -41,8 +41,10 @@ def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]
     apt.update(host, env)
     _unpack_again(host, env)
     try:
-        if missing := _missing(host, wanted(), env):
+        names = wanted()
+        if missing := _missing(host, names, env):
             apt.fix_broken(host, missing, env)
+            apt.mark_auto(host, set(missing) - set(names))
     except GpubootError as error:
         if error.code is not apt.INSTALL_FAILED:
             raise
@@ -79,7 +81,9 @@ def _missing(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[
         settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
         options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
         changes = apt.changes(host, wanted, options, env)
-    return [f"{one.name}={one.version}" for one in changes if one.action == "install"]
+    pinned = {name.partition("=")[0]: name for name in wanted}
+    new = [one for one in changes if one.action == "install"]
+    return [pinned.get(one.name, f"{one.name}={one.version}") for one in new]
 
 
 def _sound(status: str) -> str:

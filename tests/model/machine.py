@@ -247,7 +247,9 @@ class Machine:
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
 
     def _apt_mark(self, argv: list[str]) -> Result:
-        assert argv[0] == "hold", argv
+        assert argv[0] in ("auto", "hold"), argv
+        if argv[0] == "auto":
+            return Result(0)
         self.save("holds", sorted({*self.load("holds"), *argv[1:]}))
         return Result(0)
 

@@ -59,7 +59,8 @@ class Dpkg:
         node.put(dpkg.STATUS, STATUS)
         node.answers |= {
             "dpkg --audit": lambda _: Result(0, self.mess), "dpkg --force-confold": self._dpkg,
-            "dpkg-query": "reinstreq\tdkms\nok\tgcc-12\n", "apt-get": self._apt, "env": self._fetch,
+            "dpkg-query": "reinstreq\tdkms\nok\tgcc-12\n", "apt-get": self._apt,
+            "env": self._fetch, "apt-mark": "",
         }  # fmt: skip
 
     def _dpkg(self, command: Command) -> Result:
@@ -107,13 +108,14 @@ def test_where_configuring_is_enough_no_archive_is_asked(node: Node) -> None:
 
 
 def test_apt_is_told_what_a_sound_node_would_get(node: Node) -> None:
-    state = Dpkg(node, mended_by="install gcc-12=12.2.0-14 dkms=3.0.10")
+    state = Dpkg(node, mended_by="install gcc-12=12.2.0-14 dkms")
     dpkg.mend(node.host, wanted, {})
     assert state.seen.count("Package:") == 1
     assert "Package: libc6" in state.seen
     assert state.asked == [
-        "configure", "unpack ['dkms.deb']", "install gcc-12=12.2.0-14 dkms=3.0.10",
+        "configure", "unpack ['dkms.deb']", "install gcc-12=12.2.0-14 dkms",
     ]  # fmt: skip
+    assert node.ran[-2] == "apt-mark auto gcc-12"
 
 
 def test_what_remains_is_left_to_apt(node: Node) -> None:

@@ -48,6 +48,17 @@ def test_a_file_that_is_missing_is_named() -> None:
     assert torture.compare(FIRST, SECOND, {"etc/a": FIRST["etc/a"]}) == ["/etc/key is missing"]
 
 
+def test_the_order_in_which_apt_has_noted_packages_is_no_difference(tmp_path: Path) -> None:
+    file = tmp_path / "var/lib/apt/extended_states"
+    file.parent.mkdir(parents=True)
+    file.write_text("Package: a\nAuto-Installed: 1\n\nPackage: b\nAuto-Installed: 1\n\n")
+    before = torture.fingerprint(tmp_path)
+    file.write_text("Package: b\nAuto-Installed: 1\n\nPackage: a\nAuto-Installed: 1\n\n")
+    assert torture.fingerprint(tmp_path) == before
+    file.write_text("Package: b\nAuto-Installed: 1\n\n")
+    assert torture.fingerprint(tmp_path) != before
+
+
 def test_a_fingerprint_tells_content_links_and_what_was_removed(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/a").write_text("a")
