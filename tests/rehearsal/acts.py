@@ -177,15 +177,16 @@ class Kill:
     target: str
 
     def perform(self, stage: Stage) -> list[str]:
-        before = self._process(stage)
+        before = self.process(stage)
         if not before:
             return [f"kill {self.target}: expected a process / found none"]
         found = Run(("kill", "-KILL", before), 0).perform(stage)
-        if not found and not _until(5.0, lambda: self._process(stage) != before):
+        if not found and not _until(5.0, lambda: self.process(stage) != before):
             found.append(f"kill {self.target}: expected process {before} to be gone / found it")
         return found
 
-    def _process(self, stage: Stage) -> str:
+    def process(self, stage: Stage) -> str:
+        """Its id in the node; empty if there is none."""
         question = MAIN_PROCESS if self.target == "gpuboot" else DPKGS_PARENT
         return stage.node.run(*question).stdout.strip().removeprefix("0")
 
