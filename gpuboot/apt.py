@@ -107,8 +107,12 @@ def hold(host: Host, names: Iterable[str]) -> None:
 
 
 def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
-    """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB20x."""
-    _apt(host, ["--fix-broken", *CONFOLD, *INSTALL, *packages], env)
+    """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB20x.
+
+    What is new is marked as brought along, not as asked for: before dpkg begins, so that a power
+    cut cannot lose it.
+    """
+    _apt(host, ["--fix-broken", "--mark-auto", *CONFOLD, *INSTALL, *packages], env)
 
 
 def download(host: Host, packages: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
@@ -118,12 +122,6 @@ def download(host: Host, packages: Sequence[str], folder: Path, env: Mapping[str
     result = host.run(argv, timeout=3600, env={**QUIET, **env})
     if result.code != 0:
         raise failure(result)
-
-
-def mark_auto(host: Host, packages: Iterable[str]) -> None:
-    """Remember, as apt does for what it installs unasked, that nobody asked for these by name."""
-    if names := sorted(package.partition("=")[0] for package in packages):
-        host.must(["apt-mark", "auto", *names], env=QUIET)
 
 
 def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:

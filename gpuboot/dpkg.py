@@ -41,10 +41,8 @@ def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]
     apt.update(host, env)
     _unpack_again(host, env)
     try:
-        names = wanted()
-        if missing := _missing(host, names, env):
-            apt.fix_broken(host, missing, env)
-            apt.mark_auto(host, set(missing) - set(names))
+        if absent := _absent(host, wanted(), env):
+            apt.fix_broken(host, absent, env)
     except GpubootError as error:
         if error.code is not apt.INSTALL_FAILED:
             raise
@@ -73,21 +71,29 @@ def _unpack_again(host: Host, env: Mapping[str, str]) -> None:
             _dpkg(host, ["--unpack", "--recursive", folder], env)
 
 
-def _missing(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """All that installing the packages would bring, were nothing half done: name=version."""
+def _absent(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """What would come along with the packages, were nothing half done, and has not begun to.
+
+    Each is name=version. What has begun is not named: apt would then hold it for asked for.
+    """
     with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
+        sound, begun = _parted(host.read(STATUS) or "")
         status = Path(folder) / "status"
-        status.write_text(_sound(host.read(STATUS) or ""), encoding="utf-8")
+        status.write_text(sound, encoding="utf-8")
         settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
         options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
         changes = apt.changes(host, wanted, options, env)
-    pinned = {name.partition("=")[0]: name for name in wanted}
-    new = [one for one in changes if one.action == "install"]
-    return [pinned.get(one.name, f"{one.name}={one.version}") for one in new]
+    others = begun.union(name.partition("=")[0] for name in wanted)
+    new = [one for one in changes if one.action == "install" and one.name not in others]
+    return [f"{one.name}={one.version}" for one in new]
 
 
-def _sound(status: str) -> str:
-    """dpkg's status without the packages that are half done."""
-    stanzas = re.split(r"\n\n+", status.strip())
-    kept = [one for one in stanzas if re.search(rf"^Status: .* ({'|'.join(SOUND)})$", one, re.M)]
-    return "\n\n".join([*kept, ""])
+def _parted(status: str) -> tuple[str, set[str]]:
+    """dpkg's status without the packages that are half done, and their names."""
+    sound, begun = [], set()
+    for stanza in re.split(r"\n\n+", status.strip()):
+        if re.search(rf"^Status: .* ({'|'.join(SOUND)})$", stanza, re.MULTILINE):
+            sound.append(stanza)
+        else:
+            begun.update(re.findall(r"^Package: (\S+)$", stanza, re.MULTILINE))
+    return "\n\n".join([*sound, ""]), begun

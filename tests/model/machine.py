@@ -247,9 +247,7 @@ class Machine:
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
 
     def _apt_mark(self, argv: list[str]) -> Result:
-        assert argv[0] in ("auto", "hold"), argv
-        if argv[0] == "auto":
-            return Result(0)
+        assert argv[0] == "hold", argv
         self.save("holds", sorted({*self.load("holds"), *argv[1:]}))
         return Result(0)
 
