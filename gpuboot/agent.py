@@ -193,7 +193,7 @@ def _conclude(
             record.arrive(host)
         log.info("%s: %s", outcome.state, outcome.reason)
         progress.end(outcome, None)
-        return EXIT_OK, 0
+        return _ended(host, EXIT_OK)
     if outcome.state == "rebooting":
         progress.end(outcome, None)
         return EXIT_OK, 0
@@ -209,7 +209,12 @@ def _conclude(
     progress.end(outcome, None)
     log.error("failed: %s [%s]; next: %s", outcome.reason, outcome.code, outcome.hint)
     wrong = outcome.code == config.CONFIG_WRONG.id
-    return (EXIT_CONFIG if wrong else EXIT_FAILED), 0
+    return _ended(host, EXIT_CONFIG if wrong else EXIT_FAILED)
+
+
+def _ended(host: Host, status: int) -> tuple[int, float]:
+    """The end of a walk; another try at once where `gpuboot run` has asked for it meanwhile."""
+    return (EXIT_RETRY, 0) if host.woken else (status, 0)
 
 
 def _jittered(seconds: float) -> float:

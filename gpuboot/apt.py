@@ -82,6 +82,13 @@ OPTIONS = (
 )  # fmt: skip
 
 
+def proxied(host: Host) -> bool:
+    """Whether apt's own settings name a proxy, which nothing else on the node knows of."""
+    dump = host.run(["apt-config", "dump", "Acquire"]).out
+    form = r'^Acquire::https?::Proxy(?:-?Auto-?Detect)? "(?!DIRECT")[^"]'
+    return bool(re.search(form, dump, re.MULTILINE | re.IGNORECASE))
+
+
 def installed(host: Host, names: Sequence[str]) -> dict[str, str]:
     """Those of the packages that are unpacked and configured, with their versions."""
     fields = "${Package}\t${db:Status-Status}\t${Version}\n"

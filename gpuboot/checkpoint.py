@@ -191,7 +191,7 @@ def _lost(host: Host, fresh: Checkpoint, text: str, budget: int) -> Checkpoint:
 
 
 def parse(text: str) -> Checkpoint:
-    """A checkpoint from its JSON. Raises ValueError, TypeError or KeyError."""
+    """A checkpoint from its JSON. Raises ValueError, TypeError, KeyError, AttributeError."""
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise ValueError(f"schema is not {SCHEMA}")
@@ -233,7 +233,8 @@ def _same_machine(found: Checkpoint, facts: Facts) -> bool:
     """Whether the record is this machine's; what its ids lacked it learns.
 
     Instance-id and UUID count only where both sides have one: the file may precede cloud-init,
-    and a hypervisor may begin to tell a UUID. A record without machine-id is nobody's.
+    and a hypervisor may begin to tell a UUID. A record without machine-id is foreign to every
+    machine that has one.
     """
     for ours, theirs in (
         (facts.instance_id, found.instance_id),

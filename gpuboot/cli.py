@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_USAGE = 2
 EXIT_CONFIG = 78
 READY_WAIT = 20.0  # seconds a walk over a ready node may take before we stop looking on
 
@@ -74,9 +73,7 @@ def main() -> None:
 # -- run ----------------------------------------------------------------------------------------
 
 
-def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
+def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
     from gpuboot.kinds import DURATION, Wrong
 
     try:
@@ -86,8 +83,9 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 
 
 TIMEOUT = click.option(
-    "--timeout", callback=_seconds, metavar="DURATION", help="With --wait: give up after 30m."
-)
+    "--timeout", default="30m", show_default=True, callback=_seconds, metavar="DURATION",
+    help="With --wait: give up after that long.",
+)  # fmt: skip
 
 
 @main.command()
@@ -97,7 +95,7 @@ TIMEOUT = click.option(
 @click.option("--once", is_flag=True, help="With --foreground: one walk, no waiting.")
 @click.option("--verbose", is_flag=True, help="With --foreground: log every command.")
 @_told
-def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verbose: bool) -> None:
+def run(*, wait: bool, timeout: float, foreground: bool, once: bool, verbose: bool) -> None:
     """Start the walk that makes this machine a GPU worker, from now on at every boot.
 
     Enables gpuboot.service, checks the configuration, and starts the service without waiting
@@ -105,8 +103,8 @@ def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verb
 
     \b
     Exit status: 0 started (with --wait: ready), 1 failed, 2 usage, 3 not ready in time,
-    4 degraded, 78 configuration wrong. With --foreground also 69 another gpuboot is at work,
-    70 a fault of gpuboot itself; with --once 75 worth another try.
+    4 degraded, 78 configuration wrong. With --foreground also 69 another gpuboot is at work or
+    its lock cannot be had, 70 a fault of gpuboot itself; with --once 75 worth another try.
     """
     if (once or verbose) and not foreground:
         raise click.UsageError("--once and --verbose go with --foreground")
@@ -127,7 +125,7 @@ def run(*, wait: bool, timeout: float | None, foreground: bool, once: bool, verb
     before = looking.look(host)
     _start(host)
     if wait:
-        sys.exit(looking.exit_code(_wait(looking.anew(host, before), timeout or 1800.0)))
+        sys.exit(looking.exit_code(_wait(looking.anew(host, before), timeout)))
     if before["state"] == "ready":
         _confirm(looking.anew(host, before), before)
     elif sys.stdout.isatty():
@@ -238,7 +236,7 @@ def _text(found: dict[str, Any]) -> str:
 @click.option("--watch", is_flag=True, help="Show the progress as it goes on.")
 @TIMEOUT
 @_told
-def status(*, as_json: bool, wait: bool, watch: bool, timeout: float | None) -> None:
+def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
     """Tell where this node stands, and what to do next.
 
     \b
@@ -246,7 +244,7 @@ def status(*, as_json: bool, wait: bool, watch: bool, timeout: float | None) -> 
     """
     host = _host()
     if wait:
-        deadline = time.monotonic() + (timeout or 1800.0)
+        deadline = time.monotonic() + timeout
         while looking.look(host)["state"] not in looking.FINAL and time.monotonic() < deadline:
             time.sleep(0.5)
     if watch:
@@ -301,7 +299,7 @@ def plan(*, as_json: bool, offline: bool, recorded: TextIO | None) -> None:
 
     \b
     Exit status: 0 the plan is whole, 1 the packages could not be resolved (the rest is shown),
-    2 usage, 78 configuration wrong.
+    or the configuration can only be read by root, 2 usage, 78 configuration wrong.
     """
     from gpuboot import findings, preview, show
 
@@ -401,7 +399,7 @@ def check(*, files: tuple[Path, ...], as_json: bool) -> None:
     """Validate FILES, or the node's own configuration; every problem with file, line and key.
 
     \b
-    Exit status: 0 valid, 2 usage, 78 not valid.
+    Exit status: 0 valid, 1 only root can read it, 2 usage, 78 not valid.
     """
     from gpuboot import config as configs
     from gpuboot.reader import Reader

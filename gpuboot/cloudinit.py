@@ -38,7 +38,9 @@ def unfinished(host: Host) -> str | None:
     if host.exists("/run/cloud-init/disabled") or host.exists("/etc/cloud/cloud-init.disabled"):
         return None
     units = {name: systemd.unit(host, name) for name in (FINAL, MAIN)}
-    if any(_killed(host, name, unit) for name, unit in units.items()):
+    if _killed(host, FINAL, units[FINAL]) and not _processes(host, MAIN):
+        return None
+    if _killed(host, MAIN, units[MAIN]):
         return None
     final = units[FINAL]
     if final.job or final.active == "activating":
@@ -54,11 +56,14 @@ def unfinished(host: Host) -> str | None:
 def _killed(host: Host, name: str, unit: systemd.Unit) -> bool:
     """Whether cloud-init was killed, and all that this unit had started has ended.
 
-    result.json never comes then. Where cloud-init is one process (24.3 and later), cloud-final
-    waits for ever for that process to answer.
+    result.json never comes then. Where cloud-init is one process (24.3 and later), runcmd is that
+    process' child, and cloud-final waits for ever for it to answer.
     """
-    processes = f"/sys/fs/cgroup/system.slice/{name}/cgroup.procs"
-    return unit.active == "failed" and not host.read(processes)
+    return unit.active == "failed" and not _processes(host, name)
+
+
+def _processes(host: Host, name: str) -> str | None:
+    return host.read(f"/sys/fs/cgroup/system.slice/{name}/cgroup.procs")
 
 
 def _will_run(host: Host) -> bool:

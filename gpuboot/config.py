@@ -22,7 +22,7 @@ from gpuboot.kinds import (
     LABEL,
     NODE_NAME,
     PATH,
-    SECRET,
+    PROXY,
     SHA256,
     SOURCE,
     TAINT,
@@ -207,8 +207,8 @@ class Reboot:
 class Proxy:
     """The proxy for everything gpuboot fetches."""
 
-    http: Secret | None = key(optional(SECRET), None, "For http addresses.")
-    https: Secret | None = key(optional(SECRET), None, "For https addresses.")
+    http: Secret | None = key(optional(PROXY), None, "For http addresses.")
+    https: Secret | None = key(optional(PROXY), None, "For https addresses.")
     no_proxy: tuple[str, ...] = keys(TEXT, [], "Hosts, domains and networks to reach directly.")
 
 
@@ -311,12 +311,19 @@ def files(host: Host) -> list[str]:
     return [name for name in (FILE, *drop_ins) if host.exists(name)]
 
 
+def _names(host: Host) -> list[str]:
+    try:
+        return files(host)
+    except PermissionError as error:
+        raise GpubootError(NOT_ROOT, f"{error.filename} can only be read by root") from None
+
+
 def load(host: Host) -> Config:
     """Read, merge and check the node's configuration; its secrets are masked from then on.
 
     Raises ConfigError with every problem found, GB105 if a file is for root alone.
     """
-    names = files(host)
+    names = _names(host)
     reading = Reader()
     for name in names:
         if problem := _unsafe(host, name):

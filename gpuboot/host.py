@@ -63,8 +63,8 @@ ENVIRONMENT = {
 class Command:
     """One program call. `patient`: never killed, for apt and dpkg, which a kill breaks.
 
-    `stopping` is asked while a patient one runs: when it says yes, the program gets a SIGINT,
-    which ends apt-get while it waits or downloads, and which it ignores while dpkg runs.
+    `stopping` is asked while a patient apt-get runs: when it says yes, it gets a SIGINT, which
+    ends it while it waits or downloads, and which it ignores while dpkg runs. dpkg gets none.
     """
 
     argv: tuple[str, ...]
@@ -142,7 +142,7 @@ def _wait_patiently(process: subprocess.Popen[str], command: Command) -> tuple[s
         try:
             return process.communicate(timeout=STOP_POLL)
         except subprocess.TimeoutExpired:
-            if not told and command.stopping():
+            if command.argv[0] == "apt-get" and not told and command.stopping():
                 told = True
                 process.send_signal(signal.SIGINT)
 

@@ -139,6 +139,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
             raise Wrong("holds a user or password, which belong elsewhere")
         try:
             parts = urlsplit(text)
+            _ = parts.port  # told only when asked for
         except ValueError as error:
             raise Wrong(f"{quoted(text)}: {error}") from None
         if parts.scheme not in schemes or not parts.hostname:
@@ -158,6 +159,19 @@ def _secret(text: str) -> Secret:
     if not text.strip():
         raise Wrong("is empty")
     return Secret(_line(text))
+
+
+def _proxy(text: str) -> Secret:
+    """Never quoted: its password need not look like one, where the rest is wrong."""
+    secret = _secret(text)
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = None
+    if not usable:
+        raise Wrong("is no http or https address, or a special character is not written as %XX")
+    return secret
 
 
 def _join_token(text: str) -> Secret:
@@ -184,6 +198,7 @@ SOURCE = Kind(_source, "an https or http address, or a local folder", _string)
 WEB = Kind(_url("https", "http"), "an https or http address", _string)
 HTTPS = Kind(_url("https"), "an https address", {"type": "string", "pattern": "^https://"})
 SECRET = Kind(_secret, "a text on one line", {"type": "string", "writeOnly": True})
+PROXY = Kind(_proxy, "http://[USER:PASSWORD@]HOST:PORT", SECRET.schema)
 TOKEN = Kind(_join_token, "a token such as K10<hash>::node:<password>", SECRET.schema)
 SHA256 = pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")
 VERSION = pattern(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", "a release such as v1.35.7+rke2r1")

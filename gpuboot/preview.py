@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import apt, config, facts, findings, kernel, plan, preflight, rke2, sources
+from gpuboot import apt, config, facts, findings, kernel, plan, preflight, release, rke2, sources
 from gpuboot.errors import GpubootError
+from gpuboot.host import write_failed
 from gpuboot.nvidia import RIVALS
 from gpuboot.packages import Packages
 from gpuboot.secret import MASK
@@ -127,7 +128,9 @@ def _packages(
         try:
             return _resolved(host, source, step), None
         except GpubootError as error:
-            trouble = _trouble(error)
+            trouble = _trouble(host, error)
+        except OSError as error:  # of the temporary folder
+            trouble = _trouble(host, write_failed(str(error.filename or "a file"), error))
     there = apt.installed(host, step.names)
     return _names_only([name for name in step.names if name not in there]), trouble
 
@@ -145,12 +148,12 @@ def _names_only(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"name": name, **unknown} for name in names]
 
 
-def _trouble(error: GpubootError) -> dict[str, str]:
+def _trouble(host: Host, error: GpubootError) -> dict[str, str]:
     hint = error.hint
     if error.code is apt.SOURCE_FAILED:
         hint = f"{hint}; without any archive: gpuboot plan --offline"
-    return {"code": error.code.id, "message": error.message, "hint": hint,
-            "evidence": error.evidence}  # fmt: skip
+    return {"code": error.code.id, "message": host.mask(error.message), "hint": hint,
+            "evidence": host.mask(error.evidence)}  # fmt: skip
 
 
 def _private_apt(host: Host, step: PackageSources, folder: Path) -> list[str]:
@@ -200,15 +203,21 @@ def _trusted(wanted: Config, acting: set[str]) -> list[dict[str, str]]:
     found = []
     if Packages.name in acting:
         found.append({"what": "packages", "by": "signatures of the sources' keys"})
-    if rke2.Rke2Installed.name in acting:
-        want = wanted.rke2
+    want = wanted.rke2
+    if rke2.Rke2Installed.name in acting and (want.version or want.channel):
         what = f"RKE2 {want.version}" if want.version else f"RKE2 of channel {want.channel}"
-        local = wanted.sources.rke2.url.startswith("/")
-        by = "TLS (its checksum file); rke2.sha256 pins it"
-        if want.sha256 or local:
-            by = "rke2.sha256" if want.sha256 else "its checksum file in the same folder"
-        found.append({"what": what, "by": by})
+        found.append({"what": what, "by": _release_trusted(wanted)})
     return found
+
+
+def _release_trusted(wanted: Config) -> str:
+    if wanted.rke2.sha256:
+        return "rke2.sha256"
+    if wanted.sources.rke2.url.startswith("/"):
+        return "its checksum file in the same folder"
+    if wanted.sources.rke2.url.startswith("http:"):
+        return f"nothing, over plain http: refused ({release.UNVERIFIED.id}), set rke2.sha256"
+    return "TLS (its checksum file); rke2.sha256 pins it"
 
 
 def _reboot(

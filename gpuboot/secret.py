@@ -7,13 +7,14 @@ import re
 from urllib.parse import quote, unquote
 
 MASK = "<secret>"
+LONGEST = 2000  # characters of a wrong value that are quoted
 SHORTEST = 4  # a shorter value would mask ordinary words, and is no secret worth the name
 
 
 # What looks like a secret wherever it stands, the surest first.
 _LIKELY = tuple(map(re.compile, (
     r"(?:K10|[0-9a-fA-F]{8})[0-9a-fA-F]*::[^\s'\"]+",  # a token, or the greater part of one
-    r"(?:::\w+|\b(?:node|server)):[^\s'\"]+",
+    r"(?:::\w+|(?<![/\w.-])(?:node|server)):[^\s'\"]+",
     r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b",  # a bootstrap token
     r"(?<=//)[^\s'\"]+(?=@)",  # user and password in an address, up to its last @
     r"(?<=//)[^\s'\"/@:\[]+:(?!\d+(?!\w))[^\s'\"]+",  # and what is no port, where that is lost
@@ -84,12 +85,14 @@ class Mask:
 
 def blotted(text: str) -> str:
     """A value or key by itself, without what looks like a secret in it and all that follows."""
+    if len(text) > LONGEST:  # nobody reads it, and the patterns would take minutes
+        return f"a text of {len(text)} characters"
     return redact(_TO_THE_END.sub(MASK, text))
 
 
 def quoted(text: str) -> str:
     """A wrong value as a message quotes it: a token may stand where something else belongs."""
-    return repr(blotted(text))
+    return blotted(text) if len(text) > LONGEST else repr(blotted(text))
 
 
 def _password(text: str) -> str:

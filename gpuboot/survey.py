@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -66,7 +66,11 @@ class Trouble:
 
 def survey(host: Host, *, root: bool) -> list[Trouble]:
     """Every trouble there is; only reads. With a wrong configuration, what needs none."""
-    return list(dict.fromkeys(_found(host, root=root)))
+    told = (
+        replace(one, message=host.mask(one.message), hint=host.mask(one.hint))
+        for one in _found(host, root=root)
+    )
+    return list(dict.fromkeys(told))
 
 
 def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
@@ -154,10 +158,11 @@ class Servers:
             addresses = sources.addresses(self._host, source.sources)
         except GpubootError:
             return  # told by the step itself
+        proxied = apt.proxied(self._host)
         for address in addresses:
             if address.startswith("/"):
                 yield from self._local(address)
-            elif address.startswith(("http:", "https:")):
+            elif address.startswith(("http:", "https:")) and not proxied:
                 yield from self._remote(address)
 
     def release(self, steps: Sequence[Step]) -> Iterator[Trouble]:
@@ -166,6 +171,8 @@ class Servers:
         if step is None or not _pending(self._host, step):
             return
         address = step.want.url if step.want.version else step.want.channels
+        if urlsplit(address).hostname in self._away:
+            return
         if unknown := self.unresolved(address):
             yield unknown
             return
@@ -179,8 +186,11 @@ class Servers:
         name = urlsplit(address).hostname
         if not name or self._host.web.proxy.covers(address):
             return None
-        if self._host.run(["getent", "ahosts", name], timeout=30).code == 0:
-            return None
+        try:
+            if self._host.run(["getent", "ahosts", name], timeout=30).code == 0:
+                return None
+        except GpubootError:
+            pass  # no answer in time is as good as none
         self._away.add(name)
         return _trouble(NO_NAME, f"{name} does not resolve", f"getent ahosts {name}")
 

@@ -189,6 +189,8 @@ class Machine:
                 result = self._probe(rest[-1])
             else:
                 result = getattr(self, "_" + name.replace("-", "_"))(rest)
+        except TimeoutError:
+            raise
         except OSError as error:
             result = refusal([name, *rest], error)
         self.fuse.burn()

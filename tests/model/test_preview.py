@@ -245,6 +245,16 @@ def test_a_plan_for_a_ready_node_is_empty(folder: Path) -> None:
     assert found["reboot"]["answer"] == "no"
 
 
+def test_what_nothing_vouches_for_is_said(folder: Path) -> None:
+    machine = prepare(folder / "node", fresh)
+    text = CONFIG.replace("https://releases", "http://releases")
+    machine.put("/etc/gpuboot/config.yaml", text)
+    machine.path("/etc/gpuboot/config.yaml").chmod(0o600)
+    found = planned(machine, offline=True)["trusted"]
+    by = {one["what"]: one["by"] for one in found}
+    assert "refused (GB505)" in by["RKE2 v1.35.7+rke2r1"]
+
+
 def test_on_a_live_node_what_is_disruptive_is_drift_and_not_planned(folder: Path) -> None:
     machine = prepare(folder / "node", fresh)
     assert live(machine) == 0

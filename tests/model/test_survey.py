@@ -21,12 +21,19 @@ TIME = "systemd-timesyncd.service"
 
 
 class Names(Machine):
-    """A machine that resolves every name but those in `unknown`."""
+    """A machine that resolves every name but those in `unknown`, of which `slow` take for ever."""
 
     unknown: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+    apt_config = ""
 
     def _getent(self, argv: list[str]) -> Result:
+        if argv[1] in self.slow:
+            raise TimeoutError
         return Result(2 if argv[1] in self.unknown else 0)
+
+    def _apt_config(self, argv: list[str]) -> Result:
+        return Result(0, self.apt_config)
 
 
 def good(folder: Path, *unknown: str) -> Names:
@@ -75,7 +82,30 @@ def test_every_trouble_is_found_at_once(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_name_server_that_does_not_answer_is_one_trouble_among_the_others(folder: Path) -> None:
+    machine = good(folder)
+    machine.slow = ("releases",)
+    machine.put("/proc/meminfo", "MemTotal:        1000000 kB\n")
+    assert codes(machine) == ["GB106", "GB108"]
+
+
+def test_what_apt_asks_its_own_proxy_for_is_not_asked_for_without(folder: Path) -> None:
+    machine = good(folder, "archive")
+    machine.apt_config = 'Acquire::http::Proxy "http://me:open-sesame@proxy:3128";\n'
+    assert codes(machine) == []
+    machine.apt_config = 'Acquire::http::Proxy "DIRECT";\nAcquire::https::Proxy "";\n'
+    assert codes(machine) == ["GB108"]
+
+
 # -- configuration
+
+
+def test_a_folder_of_drop_ins_for_root_alone_is_one_trouble(folder: Path) -> None:
+    machine = good(folder)
+    machine.path("/etc/gpuboot/config.d").mkdir(mode=0o700)
+    with as_nobody():
+        found = troubles(machine, root=False)
+    assert [trouble.code for trouble in found] == ["GB105"]
 
 
 def test_a_wrong_configuration_hides_no_trouble_of_the_machine(folder: Path) -> None:

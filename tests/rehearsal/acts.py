@@ -175,11 +175,14 @@ class Kill:
     """SIGKILL for gpuboot's main process, or for the apt-get that is dpkg's parent."""
 
     target: str
+    patience: float = 20.0  # seconds in which there must be such a process
 
     def perform(self, stage: Stage) -> list[str]:
-        before = self.process(stage)
-        if not before:
-            return [f"kill {self.target}: expected a process / found none"]
+        end = time.monotonic() + self.patience
+        while not (before := self.process(stage)):
+            if time.monotonic() > end:
+                return [f"kill {self.target}: expected a process / found none"]
+            time.sleep(POLL)
         found = Run(("kill", "-KILL", before), 0).perform(stage)
         if not found and not _until(5.0, lambda: self.process(stage) != before):
             found.append(f"kill {self.target}: expected process {before} to be gone / found it")

@@ -63,7 +63,10 @@ def listing(disk: Path) -> list[str]:
     """The files the node has written: name, mode, owner, size and time, separated by tabs."""
     lines = []
     for file in sorted(disk.rglob("*")):
-        seen = file.lstat()
+        try:
+            seen = file.lstat()
+        except FileNotFoundError:  # the node lives on while we look
+            continue
         if not stat.S_ISDIR(seen.st_mode):
             facts = (f"{stat.filemode(seen.st_mode)}", seen.st_uid, seen.st_gid, seen.st_size,
                      seen.st_mtime_ns)  # fmt: skip

@@ -161,7 +161,7 @@ def _killed(stage: Stage, kind: str, source: random.Random) -> bool:
     if not _appears(stage, acts.Kill(kind)):
         return False
     _live(stage, source.uniform(*SHORT))
-    return not acts.Kill(kind).perform(stage.acted)
+    return not acts.Kill(kind, patience=0.0).perform(stage.acted)
 
 
 def _live(stage: Stage, seconds: float) -> None:

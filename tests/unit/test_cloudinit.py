@@ -80,6 +80,16 @@ def test_a_killed_cloud_init_is_waited_for_only_as_long_as_its_scripts_run(
     assert cloudinit.unfinished(node.host) == why
 
 
+def test_runcmd_is_waited_for_where_only_what_waits_for_it_was_killed(node: Node) -> None:
+    """From 24.3 on runcmd is a child of cloud-init-main, and cloud-final just waits for it."""
+    node.put(PROGRAM)
+    node.put(ENABLED)
+    node.unit("cloud-final.service", **FAILED)
+    node.unit("cloud-init-main.service", ActiveState="active")
+    node.put("/sys/fs/cgroup/system.slice/cloud-init-main.service/cgroup.procs", "37\n212\n")
+    assert cloudinit.unfinished(node.host) == NOT_ENDED
+
+
 def test_a_machine_without_cloud_init_needs_no_systemd_to_say_so(node: Node) -> None:
     assert cloudinit.unfinished(node.host) is None
     assert node.ran == []

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gpuboot.secret import Mask, Secret, redact
+from gpuboot.secret import Mask, Secret, quoted, redact
 
 PASSWORD = "p/ss+w&rd horse"  # noqa: S105 - nobody's
 JOIN = f"K10{'a' * 64}::node:{PASSWORD}"
@@ -106,3 +106,9 @@ def test_what_looks_like_a_secret_is_taken_out_of_any_text(text: str) -> None:
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_looks_like_none_stays(text: str) -> None:
     assert redact(f"{text!r} does not fit") == f"{text!r} does not fit"
+
+
+def test_a_very_long_wrong_value_is_not_quoted() -> None:
+    """A certificate in the wrong place: the patterns would take minutes over it."""
+    assert quoted("x" * 2001) == "a text of 2001 characters"
+    assert quoted("x" * 2000) == repr("x" * 2000)
