@@ -91,12 +91,17 @@ def test_a_patient_command_is_waited_for() -> None:
     assert sh("sleep 0.1; echo done", timeout=0.01, patient=True).out == "done\n"
 
 
-@pytest.mark.parametrize(("name", "out"), [("apt-get", "asked to end\n"), ("dpkg", "done\n")])
-def test_only_apt_is_asked_to_end_when_we_are_stopped(tmp_path: Path, name: str, out: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "seconds", "out"), [("apt-get", 60, "asked to end\n"), ("dpkg", 1.2, "done\n")]
+)
+def test_only_apt_is_asked_to_end_when_we_are_stopped(
+    tmp_path: Path, name: str, seconds: float, out: str
+) -> None:
     """dpkg dies of SIGINT in the middle of unpacking; apt-get ignores it while dpkg runs."""
     program = tmp_path / name
     program.write_text(
-        "#!/bin/sh\ntrap 'echo asked to end; exit 130' INT\nsleep 0.7 & wait\necho done\n"
+        "#!/bin/sh\ntrap 'kill $!; echo asked to end; exit 130' INT\n"
+        f"sleep {seconds} & wait\necho done\n"
     )
     program.chmod(0o755)
     command = Command((name,), 10, {"PATH": f"{tmp_path}:/usr/bin:/bin"}, patient=True,
