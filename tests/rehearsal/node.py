@@ -18,6 +18,10 @@ from tests.rehearsal.report import RigError
 
 REBOOT = 133  # nspawn's exit status when the node asked for a reboot
 BOOT_START = 20.0  # seconds until the node's systemd runs; about one is usual
+# Seconds between two waking calls for nsenter. A machine on its way down stops all its processes
+# for a moment; nsenter stops itself along with its child, and what it does not take off the list
+# of processes keeps the machine from ending.
+AWAKE = 1.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -88,11 +92,23 @@ class Node:
         return False
 
     def run(self, *argv: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the node as root, as over ssh."""
-        return subprocess.run(
-            [*self.enter(), *argv], stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=timeout, check=False,
+        """Runs a command in the node as root, as over ssh. Raises TimeoutExpired."""
+        words = [*self.enter(), *argv]
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace",
         )  # fmt: skip
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                out, err = process.communicate(timeout=AWAKE)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGCONT)
+                if time.monotonic() > end:
+                    _end(process)
+                    raise
+            else:
+                return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def enter(self) -> list[str]:
         """The start of a command line that runs the rest in the node."""
@@ -155,6 +171,21 @@ class Node:
     def _read_boot_id(self) -> str:
         file = self.root / "proc/sys/kernel/random/boot_id"
         return file.read_text(encoding="ascii").strip()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End what nsenter has started, which it then takes off the list of the node's processes."""
+    for child in _children(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe:  # a grandchild may hold its other end
+            pipe.close()
 
 
 def _new_clocks() -> list[str]:

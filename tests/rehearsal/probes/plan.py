@@ -26,8 +26,8 @@ UNIT = "lab-plan.service"
 # What changes by itself on any machine: the journal, logins, the timers' stamps; and our own.
 LIVING = ("/var/log/journal", "/var/log/wtmp", "/var/log/lastlog", "/var/lib/systemd/timers",
           "/var/lib/lab")  # fmt: skip
-# Everybody's scratch space: what lies in it counts, and when its folder was last used does not.
-SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
+# Everybody writes there: what lies in it counts, and when its folder was last used does not.
+SCRATCH = ("/tmp", "/var/tmp", "/var/log")  # noqa: S108 - looked at, never written to
 FACTS = ("mode", "owner", "group", "size", "mtime", "ctime", "content")
 QUIET = 60.0  # seconds we wait for the rest of the boot to end
 COMMAND = 300.0  # seconds one of the two commands may take
