@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,8 +101,9 @@ def test_only_apt_is_asked_to_end_when_we_are_stopped(
     """dpkg dies of SIGINT in the middle of unpacking; apt-get ignores it while dpkg runs."""
     program = tmp_path / name
     program.write_text(
-        "#!/bin/sh\ntrap 'kill $!; echo asked to end; exit 130' INT\n"
-        f"sleep {seconds} & wait\necho done\n"
+        f"#!{sys.executable}\nimport signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(print('asked to end')))\n"
+        f"time.sleep({seconds})\nprint('done')\n"
     )
     program.chmod(0o755)
     command = Command((name,), 10, {"PATH": f"{tmp_path}:/usr/bin:/bin"}, patient=True,
