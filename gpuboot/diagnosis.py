@@ -254,7 +254,7 @@ KUBELET = (
     Sign(BAD_TAINT, r"invalid argument (?P<what>[^\n]{1,120}?) for \W*--register-with-taints",
          "the kubelet refuses the taints {what}"),
     Sign(BAD_ARGUMENT, r"(?P<what>unknown (?:shorthand )?flag: [^\s\"]+"
-                       r"|invalid argument [^\n]{1,120}? for \W*--[\w-]+)",
+                       r"|invalid argument [^\n]{1,120}? for \W*--[\w-]+\"?)",
          "the kubelet refuses an argument: {what}"),
     Sign(BAD_ARGUMENT, r"failed to (?:validate|load) kubelet config\w*,? (?P<what>[^\n]{1,200})",
          "the kubelet refuses its configuration: {what}"),
@@ -336,7 +336,7 @@ def _latest(signs: tuple[Sign, ...], text: str, seen: Seen) -> GpubootError | No
 
 def _error(sign: Sign, text: str, seen: Seen) -> GpubootError:
     matches = list(re.finditer(sign.pattern, text))
-    values = {"name": seen.name, **matches[-1].groupdict()}
+    values = {"name": seen.name, **_trimmed(matches[-1].groupdict())}
     told = dict.fromkeys(sign.each.format(**match.groupdict()) for match in matches)
     return GpubootError(
         sign.code,
@@ -345,6 +345,14 @@ def _error(sign: Sign, text: str, seen: Seen) -> GpubootError:
         evidence="\n".join(_lines(text, matches)),
         retry=True,
     )
+
+
+def _trimmed(values: dict[str, str]) -> dict[str, str]:
+    """Without the quotation mark at the end that belongs to the log's own quoting."""
+    return {
+        key: value[:-1] if value.endswith('"') and value.count('"') % 2 else value
+        for key, value in values.items()
+    }
 
 
 def _lines(text: str, matches: list[re.Match[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from gpuboot.step import Finding, Ok, Pending, Waiting
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
-    from gpuboot.systemd import Unit
+    from gpuboot.systemd import Start, Unit
 
 NO_RUNTIME = Code(
     "GB543",
@@ -210,10 +210,11 @@ class NodeJoined:
         """Not joined: because of something that we know, or nobody knows yet."""
         if not unit.live:
             return Pending(problem)
-        unread = self._unread(host)
-        if unread and _may_restart(unit):
-            return Pending(f"{unread} has changed since rke2-agent started: it is restarted")
-        cause = diagnosis.diagnose(self._seen(host, node))
+        start = systemd.last_start(host, rke2.AGENT)
+        unread = self._unread(host, start)
+        if unread and unit.active != "active":
+            return Pending(f"{unread} has changed since rke2-agent started: it starts again")
+        cause = diagnosis.diagnose(self._seen(host, start, node))
         if cause is None:
             return Pending(problem)
         hint = cause.hint
@@ -221,8 +222,7 @@ class NodeJoined:
             hint = f"{diagnosis.RESTART} (it has not read {unread} as it is now)"
         return Waiting(cause.message, cause.code, hint, cause.evidence)
 
-    def _seen(self, host: Host, node: Node | None) -> Seen:
-        start = systemd.last_start(host, rke2.AGENT)
+    def _seen(self, host: Host, start: Start | None, node: Node | None) -> Seen:
         invocation = start.invocation if start else ""
         log = host.tail(f"{self.config.data_dir(host)}/agent/logs/kubelet.log", KUBELET_TAIL)
         return Seen(
@@ -234,20 +234,24 @@ class NodeJoined:
         )
 
     def _restart_unread(self, host: Host) -> None:
-        """Nothing but a start makes rke2-agent read its files: never done once it is up."""
-        unit = systemd.unit(host, rke2.AGENT)
-        if _may_restart(unit) and self._unread(host):
+        """Nothing but a start makes rke2-agent read its files: never done once it is up.
+
+        Before that it holds nothing that a restart would disturb; and where its process has
+        ended, systemd starts another one anyway.
+        """
+        start = systemd.last_start(host, rke2.AGENT)
+        starting = systemd.unit(host, rke2.AGENT).active == "activating"
+        if start and start.process and starting and self._unread(host, start):
             systemd.restart_later(host, rke2.AGENT)
 
-    def _unread(self, host: Host) -> str | None:
+    def _unread(self, host: Host, start: Start | None) -> str | None:
         """A file that rke2-agent reads when it starts, and that has changed since it did.
 
         By ages, which no clock that was set in between can turn into a restart for ever: after
         a restart, whatever the clock said, every file is older than the process.
         """
-        start = systemd.last_start(host, rke2.AGENT)
-        if start is None or not start.process:
-            return None  # between two starts: it will read them by itself
+        if start is None:
+            return None
         now = host.clock.now()
         for name in self._read_at_start(host):
             changed = host.changed(name)
@@ -275,11 +279,6 @@ def _unhealthy(host: Host, unit: Unit) -> str | None:
     except GpubootError:
         healthy = False
     return None if healthy else "the kubelet does not answer yet"
-
-
-def _may_restart(unit: Unit) -> bool:
-    """Before it is up in this boot rke2-agent holds nothing that a restart would disturb."""
-    return unit.active == "activating"
 
 
 def _runtime_class(host: Host, server: ApiServer, version: str) -> list[str]:

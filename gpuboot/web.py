@@ -321,6 +321,8 @@ def _fault(error: BaseException, timeout: float) -> tuple[Code, str]:
 
     causes = _causes(error)
     kinds = requests.exceptions
+    if isinstance(error, kinds.Timeout) or any(isinstance(one, TimeoutError) for one in causes):
+        return NO_ANSWER, f"does not answer within {timeout:g} s"
     if isinstance(error, kinds.SSLError):
         if re.search(r"not yet valid|has expired", str(causes[-1])):
             return OUT_OF_DATE, "shows a certificate that is not valid by this node's clock"
@@ -331,8 +333,6 @@ def _fault(error: BaseException, timeout: float) -> tuple[Code, str]:
         return NO_NAME, "is a name that does not resolve"
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return PORT_CLOSED, "refuses the connection: nobody listens on that port"
-    if isinstance(error, kinds.Timeout) or any(isinstance(one, TimeoutError) for one in causes):
-        return NO_ANSWER, f"does not answer within {timeout:g} s"
     return UNREACHABLE, "cannot be reached"
 
 

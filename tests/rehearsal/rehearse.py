@@ -32,7 +32,7 @@ def rehearse(stage: Stage) -> list[str]:
     say(f"The node {stage.node.name} boots.")
     during = [act for act in stage.scenario.acts if act.during]
     found = Settle(stage, expect, during).until(setup.deadline)
-    evidence = collect(stage)
+    evidence = collect(stage, asked=bool(expect.says))
     found = found or [*verdict.differences(expect, evidence), *_planned(stage, evidence)]
     found += _again(stage, evidence)
     if not found and stage.scenario.acts:
@@ -70,7 +70,7 @@ def _compare(
     Settle(stage, expect).until(act.deadline or stage.scenario.setup.deadline)
     give_up = stage.watch.seconds + QUIET
     while True:
-        evidence = collect(stage)
+        evidence = collect(stage, asked=bool(expect.says))
         since = replace(
             evidence,
             journal=evidence.journal[len(before.journal) :],
@@ -83,8 +83,11 @@ def _compare(
         stage.passes(POLL)
 
 
-def collect(stage: Stage) -> verdict.Evidence:
-    """What can be seen of the node now, from inside and from the servers."""
+def collect(stage: Stage, *, asked: bool = False) -> verdict.Evidence:
+    """What can be seen of the node now, from inside and from the servers.
+
+    `asked`: gpuboot is asked as well what it says to a person.
+    """
     if not stage.node.running:
         raise RigError("the node is switched off; it has powered itself off")
     status, code = stage.node.status() or ({}, -1)
@@ -100,7 +103,14 @@ def collect(stage: Stage) -> verdict.Evidence:
         journal=journal.parse(lines.splitlines()),
         requests=_read(stage.servers / "requests.log"),
         root=stage.node.root,
+        said=_said(stage, status.get("code")) if asked else "",
     )
+
+
+def _said(stage: Stage, code: object) -> str:
+    questions = [("status",), *([("explain", str(code))] if code else [])]
+    answers = [stage.node.run("gpuboot", *question) for question in questions]
+    return "\n".join(answer.stdout + answer.stderr for answer in answers)
 
 
 def _nodes(file: Path) -> dict[str, dict[str, object]]:

@@ -406,7 +406,7 @@ def test_an_agent_that_has_not_joined_is_restarted_to_read_its_files(node: Node,
     starting(node, age=60)
     node.put(name, "{}")
     step = replace(STEP, config=replace(CONFIG, settings={"token-file": "/etc/token"}), timeout=1.0)
-    assert "it is restarted" in reason(step.check(node.host), Pending)
+    assert "it starts again" in reason(step.check(node.host), Pending)
     with pytest.raises(GpubootError):
         step.apply(node.host)
     assert RESTARTED in node.ran
@@ -417,7 +417,8 @@ def test_an_agent_that_has_not_joined_is_restarted_to_read_its_files(node: Node,
     [
         pytest.param(600, "activating", 4711, id="it has read them"),
         pytest.param(-600, "activating", 4711, id="a clock that was set back"),
-        pytest.param(0, "activating", 0, id="it reads them soon"),
+        pytest.param(0, "activating", 0, id="systemd starts it by itself"),
+        pytest.param(0, "deactivating", 4711, id="it is on its way down"),
         pytest.param(0, "active", 4711, id="it is up"),
     ],
 )
@@ -441,6 +442,17 @@ def test_an_agent_that_is_up_is_restarted_by_an_administrator(node: Node) -> Non
     assert isinstance(found, Waiting), found
     assert found.code.id == "GB542"
     assert str(found.hint).startswith("systemctl restart rke2-agent (it has not read /etc/rancher")
+
+
+@pytest.mark.parametrize(("active", "process"), [("activating", 0), ("deactivating", 4711)])
+def test_what_an_agent_said_of_files_that_are_corrected_is_no_cause(
+    node: Node, active: str, process: int
+) -> None:
+    joined(node, GOOD)
+    starting(node, age=60, active=active, process=process)
+    node.put(dropin.MAIN, "{}")
+    node.answers["journalctl"] = "Error: --server is required"
+    assert "it starts again" in reason(STEP.check(node.host), Pending)
 
 
 def test_the_journal_is_the_one_of_the_last_start(node: Node) -> None:

@@ -51,8 +51,8 @@ def ask(shared: supervisor.Cluster, store: Store, faults: Faults) -> App:
 
 
 @pytest.fixture
-def api(store: Store) -> App:
-    return apiserver.app(store, "admin-token")
+def api(store: Store, faults: Faults) -> App:
+    return apiserver.app(store, "admin-token", faults)
 
 
 def _basic(user: str, password: str) -> dict[str, str]:
