@@ -74,7 +74,7 @@ class ApiServer:
             )
         try:
             return parse_node(json.loads(answer.text))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise GpubootError(
                 NOT_JOINED, f"the API server's answer for node {name} is no Node", retry=True
             ) from None
@@ -87,7 +87,7 @@ class ApiServer:
     def version(self, host: Host) -> str | None:
         """The server's own version, such as v1.35.7+rke2r1; None if it does not tell."""
         answer = self._asked(host, "/version")
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             version = json.loads(answer.text)["gitVersion"] if answer else None
             return version if isinstance(version, str) and minor(version) else None
         return None
@@ -126,29 +126,34 @@ def credentials(host: Host, text: str, file: str) -> ApiServer:
         )
         client = tuple(str(host.path(user[f"client-{part}"])) for part in ("certificate", "key"))
         return ApiServer(cluster["server"], Trust(pem.encode(), client=(client[0], client[1])))
-    except (yaml.YAMLError, KeyError, TypeError, IndexError, ValueError, AttributeError):
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise GpubootError(
             NOT_JOINED, f"{file} is no kubeconfig of a kubelet", retry=True
         ) from None
 
 
 def parse_node(content: Mapping[str, Any]) -> Node:
-    """A Node from the API server's JSON. Raises KeyError, TypeError or AttributeError."""
+    """A Node from the API server's JSON. Raises KeyError, TypeError, AttributeError, ValueError."""
     status = content.get("status") or {}
     conditions = status.get("conditions") or []
-    ready: dict[str, str] = next((item for item in conditions if item["type"] == "Ready"), {})
+    ready: dict[str, Any] = next((item for item in conditions if item["type"] == "Ready"), {})
+    name = content["metadata"]["name"]
+    if not isinstance(name, str):
+        raise TypeError(name)
     gpus = str((status.get("allocatable") or {}).get(GPU, ""))
     return Node(
-        name=content["metadata"]["name"],
+        name=name,
         ready=ready.get("status") == "True",
-        not_ready_because=ready.get("message") or ready.get("reason") or "no condition yet",
-        labels=content["metadata"].get("labels") or {},
+        not_ready_because=str(ready.get("message") or ready.get("reason") or "no condition yet"),
+        labels={
+            str(key): str(value) for key, value in (content["metadata"].get("labels") or {}).items()
+        },
         taints=tuple(
-            Taint(item["key"], item.get("value", ""), item["effect"])
+            Taint(str(item["key"]), str(item.get("value") or ""), str(item["effect"]))
             for item in (content.get("spec") or {}).get("taints") or []
         ),
-        version=(status.get("nodeInfo") or {}).get("kubeletVersion") or "",
-        gpus=int(gpus) if gpus.isascii() and gpus.isdigit() else 0,
+        version=str((status.get("nodeInfo") or {}).get("kubeletVersion") or ""),
+        gpus=int(gpus[:6]) if gpus.isascii() and gpus.isdigit() else 0,
     )
 
 

@@ -264,10 +264,13 @@ KUBELET = (
          each="{key} is {found} and must be {wanted}"),
 )  # fmt: skip
 
-# What it writes while it lives, and tries to register the Node again and again.
+# What it writes while it lives and cannot register the Node: its last lines are about now.
 REGISTERING = (
-    Sign(FORBIDDEN_LABEL, r"is not allowed to set the following labels: (?P<labels>[^\n\"]{1,200})",
-         "the API server refuses labels that only an administrator may set: {labels}"),
+    Sign(UNREACHABLE, r"https://127\.0\.0\.1:\d+/api[^\n]*(?:EOF|[Cc]onnection refused"
+                      r"|reset by peer|i/o timeout|timed out|Remote end closed)",
+         "the kubelet cannot reach the API server, which is on port 6443 of the servers",
+         hint="curl -vk https://SERVER:6443/readyz (that port must be open to all servers)",
+         patience=30.0),
 )  # fmt: skip
 
 # Why the Node itself says that it is not Ready.
@@ -283,9 +286,9 @@ _EXITS = 3  # of the kubelet, one every 5 s: none of them by chance
 # What comes before these lines in a journal is over.
 _PROGRESS = re.compile(r"Running kubelet |set successfully on node|agent is up and running")
 _EXIT = re.compile(r"Kubelet exited: [^\n\"]*")
+_ABOUT_NOW = 12  # lines at the end of a living kubelet's log
 # The line that tells why a kubelet ended: of several, only the last one's reason counts.
 _END = re.compile(r"^(?=.*(?:\"command failed\"|Failed to start ContainerManager))", re.MULTILINE)
-REGISTERING_LINES = 12  # of the kubelet's log that are about now
 
 
 def diagnose(seen: Seen) -> GpubootError | None:
@@ -298,7 +301,7 @@ def diagnose(seen: Seen) -> GpubootError | None:
     if exits and (found := _latest(KUBELET, _END.split(kubelet)[-1], seen)):
         return found
     if seen.node is None and _PROGRESS.search(seen.journal):
-        last = "\n".join(kubelet.splitlines()[-REGISTERING_LINES:])
+        last = "\n".join(kubelet.splitlines()[-_ABOUT_NOW:])
         if found := _latest(REGISTERING, last, seen):
             return found
     if len(exits) >= _EXITS:

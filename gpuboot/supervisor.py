@@ -294,7 +294,7 @@ def _apart(host: Host, answer: Answer) -> float:
 def _date(text: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(text)
-    except (ValueError, TypeError):  # none, or none of ours
+    except (ValueError, TypeError, LookupError, OverflowError):  # none, or none of ours
         return None
     return found if found.tzinfo else None
 

@@ -107,7 +107,7 @@ HEALING = [
 def test_what_may_be_so_for_a_moment_is_a_cause_when_it_lasts(message: str, id_: str) -> None:
     journal = log(message, message, level="error")
     assert diagnose(Seen("gpu-1", journal, seconds=5)) is None
-    assert caused(Seen("gpu-1", journal, seconds=30)).code.id == id_
+    assert caused(Seen("gpu-1", journal, seconds=40)).code.id == id_
 
 
 KUBELETS = [
@@ -159,14 +159,21 @@ def test_a_kubelet_that_ends_for_an_unknown_reason_is_told_at_the_third_time() -
     assert "wrong phase" in found.evidence
 
 
-def test_a_kubelet_that_may_not_register_its_labels_is_told_while_it_tries() -> None:
+@pytest.mark.parametrize(
+    "err", ["EOF", "dial tcp 127.0.0.1:6443: connect: connection refused", "read: reset by peer"]
+)
+def test_a_kubelet_that_cannot_reach_the_api_server_is_told_of_its_port(err: str) -> None:
     line = (
-        'E1125 kubelet_node_status.go:107] "Unable to register node with API server" err="nodes'
-        ' \\"gpu-1\\" is forbidden: is not allowed to set the following labels:'
-        ' node-restriction.kubernetes.io/a" node="gpu-1"\n'
+        'E1125 kubelet_node_status.go:107] "Unable to register node with API server"'
+        f' err="Post \\"https://127.0.0.1:6443/api/v1/nodes\\": {err}" node="gpu-1"\n'
     )
-    assert caused(Seen("gpu-1", log(RUNNING), line * 3)).code.id == "GB544"
-    assert diagnose(Seen("gpu-1", log(RUNNING), line + "I1125 x\n" * 20)) is None
+    assert diagnose(Seen("gpu-1", log(RUNNING), line * 3, seconds=10)) is None
+    found = caused(Seen("gpu-1", log(RUNNING), line * 3, seconds=40))
+    assert found.code.id == "GB401"
+    assert "6443" in found.message
+    over = line + "I1125 registered\n" * 20
+    assert diagnose(Seen("gpu-1", log(RUNNING), over, seconds=40)) is None
+    assert diagnose(Seen("gpu-1", log(RUNNING), line, node(because="x"), 40)) is None
 
 
 def test_what_is_over_is_no_cause_any_more() -> None:
