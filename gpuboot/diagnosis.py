@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gpuboot.apiserver import Node
+from gpuboot.apiserver import NOT_JOINED, Node
 from gpuboot.errors import Code, GpubootError
 from gpuboot.supervisor import CA_MISMATCH, NOT_READY, TOKEN_MISSING, TOKEN_REFUSED, TOO_MANY
 from gpuboot.web import NO_ANSWER, NO_NAME, OUT_OF_DATE, PORT_CLOSED, UNREACHABLE
@@ -239,6 +239,10 @@ JOURNAL = (
     # What its own load balancer makes of a server that cannot be had.
     Sign(UNREACHABLE, _ASKING + r"(?:EOF|reset by peer|no route to host|is unreachable|Remote end)",
          "rke2-agent cannot reach the server", patience=20.0),
+    # And whatever else it says why it waits: the last row, for what no other one knows.
+    Sign(NOT_JOINED, r"(?:Failed to validate connection to cluster at \S+"
+                     r"|Waiting to retrieve [\w -]+; server is not ready): (?P<what>[^\n]{1,300})",
+         "rke2-agent waits: {what}", patience=60.0),
 )  # fmt: skip
 
 # What the kubelet writes to its own log before it ends: the journal only has that it ended

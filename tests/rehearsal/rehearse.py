@@ -32,8 +32,8 @@ def rehearse(stage: Stage) -> list[str]:
     say(f"The node {stage.node.name} boots.")
     during = [act for act in stage.scenario.acts if act.during]
     found = Settle(stage, expect, during).until(setup.deadline)
-    evidence = collect(stage, asked=bool(expect.says))
-    found = found or [*verdict.differences(expect, evidence), *_planned(stage, evidence)]
+    evidence, differing = _look(stage, expect)
+    found = found or [*differing, *_planned(stage, evidence)]
     found += _again(stage, evidence)
     if not found and stage.scenario.acts:
         first = evidence.look("state")
@@ -68,16 +68,28 @@ def _compare(
     stage: Stage, act: Act, expect: Expectation, before: verdict.Evidence
 ) -> tuple[verdict.Evidence, list[str]]:
     Settle(stage, expect).until(act.deadline or stage.scenario.setup.deadline)
+    return _look(stage, expect, before)
+
+
+def _look(
+    stage: Stage, expect: Expectation, before: verdict.Evidence | None = None
+) -> tuple[verdict.Evidence, list[str]]:
+    """The evidence, and what differs; of journal and requests only what came after `before`.
+
+    What follows from the state, such as a Node that turns ready, may take a moment; and a node
+    that waits looks again just now and then.
+    """
     give_up = stage.watch.seconds + QUIET
     while True:
         evidence = collect(stage, asked=bool(expect.says))
-        since = replace(
-            evidence,
-            journal=evidence.journal[len(before.journal) :],
-            requests=evidence.requests[len(before.requests) :],
-        )
+        since = evidence
+        if before:
+            since = replace(
+                evidence,
+                journal=evidence.journal[len(before.journal) :],
+                requests=evidence.requests[len(before.requests) :],
+            )
         found = verdict.differences(expect, since)
-        # What follows from the state, such as a Node that turns ready, may take a moment.
         if not found or stage.watch.seconds > give_up:
             return evidence, found
         stage.passes(POLL)

@@ -110,6 +110,13 @@ def test_what_may_be_so_for_a_moment_is_a_cause_when_it_lasts(message: str, id_:
     assert caused(Seen("gpu-1", journal, seconds=40)).code.id == id_
 
 
+def test_a_reason_that_nobody_knows_is_told_in_rke2s_own_words() -> None:
+    journal = log(WAITING + CONFIG + "418 I am a teapot")
+    assert diagnose(Seen("gpu-1", journal, seconds=40)) is None
+    found = caused(Seen("gpu-1", journal, seconds=70))
+    assert (found.code.id, found.message[-16:]) == ("GB540", "418 I am a teapot"[-16:])
+
+
 KUBELETS = [
     (failed("failed to validate kubelet flags: unknown 'kubernetes.io' or 'k8s.io' labels specified"
             " with --node-labels: [node-role.kubernetes.io/gpu]\\n--node-labels in the"
