@@ -187,8 +187,10 @@ JOURNAL = (
          "rke2-agent ends: none of its files sets {flag}"),
     Sign(SETTING_REFUSED, r"only https:// URLs are supported",
          "rke2-agent only takes an https:// address for server"),
-    Sign(SETTING_REFUSED, r"invalid value provided for --profile flag: (?P<value>[^\s\"]*)",
-         "rke2-agent ends: it knows no profile {value}"),
+    Sign(SETTING_REFUSED, r"invalid value provided for --profile flag",
+         "rke2-agent ends: it does not know the profile (it knows cis and etcd)"),
+    Sign(SETTING_REFUSED, r"(?P<what>--protect-kernel-defaults must be true when using [^\n\"]+)",
+         "rke2-agent ends: {what}"),
     Sign(SETTING_REFUSED, r"can't set node-external-ip while using cloud provider",
          "rke2-agent ends: node-external-ip and a cloud provider exclude each other"),
     Sign(SETTING_REFUSED, r"(?P<what>flag (?:provided but not defined|needs an argument): [^\s\"]+"
@@ -196,7 +198,7 @@ JOURNAL = (
          "rke2-agent ends: {what}"),
     Sign(TOKEN_MISSING, r"Waiting for (?P<file>/\S+) to be available",
          "rke2-agent waits for the token file {file}", hint="ls -l {file}"),
-    Sign(TOKEN_MISSING, _ASKING + r"(?:invalid token format|token must)",
+    Sign(TOKEN_MISSING, _ASKING + r"(?:invalid token (?:format|CA hash)|token must)",
          "rke2-agent cannot read its token"),
     Sign(SETTING_REFUSED, r"level=fatal[^\n]*open (?P<file>/[^\s:]+): no such file or directory",
          "rke2-agent ends: there is no {file}", hint="ls -l {file}"),
@@ -288,7 +290,10 @@ NODE = (
 _CLOUD_PATIENCE = 60.0  # seconds a cloud controller may take to see a new node
 _EXITS = 3  # of the kubelet, one every 5 s: none of them by chance
 # What comes before these lines in a journal is over.
-_PROGRESS = re.compile(r"Running kubelet |set successfully on node|agent is up and running")
+_PROGRESS = re.compile(
+    r"Running kubelet |labels have (?:been set successfully|already set) on node"
+    r"|agent is up and running"
+)
 _EXIT = re.compile(r"Kubelet exited: [^\n\"]*")
 _ABOUT_NOW = 12  # lines at the end of a living kubelet's log
 # The line that tells why a kubelet ended: of several, only the last one's reason counts.

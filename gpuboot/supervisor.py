@@ -157,7 +157,7 @@ class SupervisorAnswers:
                 return self._out_of_date(host, shown)
             return Ok(f"{self.server} answers; its CA is unknown, so the token was not sent")
         if shown.status != 200 or not _is_bundle(shown.body):
-            return self._without_bundle(shown)
+            return self._without_bundle(host, shown)
         found = token.ca_hash(shown.body)
         if found != parsed.ca_hash:
             return self._other_ca(shown, found, parsed.ca_hash)
@@ -215,12 +215,13 @@ class SupervisorAnswers:
             return Waiting(reason, TOO_MANY, not_before=max(later, 1.0))
         return Waiting(f"{self.server} is not ready ({answer.status})", NOT_READY, not_before=later)
 
-    def _without_bundle(self, shown: Answer) -> Waiting:
+    def _without_bundle(self, host: Host, shown: Answer) -> Waiting:
         """Where CA certificates should be is something else: a start page, or an error."""
+        if shown.status == 429:
+            return self._not_ready(host, shown)
         reason = f"{self.server}/cacerts answered {shown.status} without a certificate"
-        evidence = _issued(shown)
-        code = TOO_MANY if shown.status == 429 else NOT_READY
-        return Waiting(reason, code, evidence=evidence)
+        later = retry_after(shown, host.clock.now())
+        return Waiting(reason, NOT_READY, evidence=_issued(shown), not_before=later)
 
     def _other_ca(self, shown: Answer, found: str, wanted: str) -> Waiting:
         reason = f"the CA of {self.server} is {found[:16]}…, the token says {wanted[:16]}…"

@@ -81,7 +81,7 @@ def _look(
     """
     give_up = stage.watch.seconds + QUIET
     while True:
-        evidence = collect(stage, asked=bool(expect.says))
+        evidence = collect(stage, expect)
         since = evidence
         if before:
             since = replace(
@@ -95,14 +95,15 @@ def _look(
         stage.passes(POLL)
 
 
-def collect(stage: Stage, *, asked: bool = False) -> verdict.Evidence:
+def collect(stage: Stage, expect: Expectation | None = None) -> verdict.Evidence:
     """What can be seen of the node now, from inside and from the servers.
 
-    `asked`: gpuboot is asked as well what it says to a person.
+    With an expectation, a moment at which its state is the expected one is waited for a little.
     """
     if not stage.node.running:
         raise RigError("the node is switched off; it has powered itself off")
-    status, code = stage.node.status() or ({}, -1)
+    status, code = _status(stage, expect)
+    said = _said(stage, status.get("code")) if expect and expect.says else ""
     lines = stage.node.run("journalctl", "--output=json", "--all", "--no-pager").stdout
     return verdict.Evidence(
         name=stage.node.name,
@@ -115,8 +116,19 @@ def collect(stage: Stage, *, asked: bool = False) -> verdict.Evidence:
         journal=journal.parse(lines.splitlines()),
         requests=_read(stage.servers / "requests.log"),
         root=stage.node.root,
-        said=_said(stage, status.get("code")) if asked else "",
+        said=said,
     )
+
+
+def _status(stage: Stage, expect: Expectation | None) -> tuple[dict[str, object], int]:
+    wanted = {"state": expect.state, "step": expect.step, "code": expect.code} if expect else {}
+    give_up = stage.watch.seconds + QUIET
+    while True:
+        status, code = stage.node.status() or ({}, -1)
+        as_wanted = all(value in (None, status.get(key)) for key, value in wanted.items())
+        if as_wanted or stage.watch.seconds > give_up:
+            return status, code
+        stage.passes(POLL)
 
 
 def _said(stage: Stage, code: object) -> str:

@@ -88,7 +88,7 @@ def _token(settings: Settings) -> str:
 def _check(settings: Settings) -> None:
     profile = settings.text("profile")
     if profile not in ("", "cis", "etcd"):
-        raise Refused(f"invalid value provided for --profile flag: {profile}")
+        raise Refused("invalid value provided for --profile flag")
     if profile == "cis" and (wrong := node.wrong_kernel_defaults()):
         raise Refused("\n".join(
             f"invalid kernel parameter value {name.replace('/', '.')}={found} - expected {wanted}"
