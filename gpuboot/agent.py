@@ -17,6 +17,7 @@ from gpuboot.config import Config, ConfigError
 from gpuboot.engine import Outcome, Walk
 from gpuboot.errors import Code, GpubootError, Stopped
 from gpuboot.host import write_failed
+from gpuboot.kubernetes import NodeJoined
 from gpuboot.nvidia import NO_GPU, OTHER_GPU, GpusAnswer
 from gpuboot.progress import Progress, tell
 
@@ -44,6 +45,7 @@ LOCK_TRIES = 10  # `gpuboot status` by root asks for the lock too, and has it fo
 # Seconds until the next try, the last one for ever. Where it heals within a minute we notice at
 # once; a card that is attached tomorrow costs twelve looks an hour.
 LADDER = (5, 10, 30, 60, 120, 300)
+NEAR = 3  # the last rung where rke2-agent tries by itself: a look then asks only this node
 JITTER = 0.2  # a pool's nodes must not ask the server in step
 
 EXIT_OK, EXIT_FAILED, EXIT_RETRY, EXIT_CONFIG = 0, 1, 75, 78
@@ -153,6 +155,7 @@ def _walk(
         reason=f"joined without its GPU: {prepared.reason}",
         code=prepared.code,
         hint=prepared.hint,
+        whole=False,
         drift=tuple(dict.fromkeys((trouble, *joined.drift))),
     )
 
@@ -189,7 +192,7 @@ def _conclude(
 ) -> tuple[int, float]:
     """Record how the walk ended, and turn it into an exit status and the next try's delay."""
     if outcome.state in ("ready", "degraded"):
-        if outcome.code is None:  # a node that joined without its GPU is not what was wanted
+        if outcome.whole:  # a node that joined without its GPU is not what was wanted
             record.arrive(host)
         log.info("%s: %s", outcome.state, outcome.reason)
         progress.end(outcome, None)
@@ -199,10 +202,10 @@ def _conclude(
         return EXIT_OK, 0
     if outcome.state == "waiting":
         record.meet(f"{outcome.step} {outcome.code}")
-        rung = min(record.rung, len(LADDER) - 1)
+        rung = min(record.rung, NEAR if outcome.step == NodeJoined.name else len(LADDER) - 1)
         record.rung = rung + 1
         record.save(host)
-        delay = _jittered(LADDER[rung])
+        delay = _pause(LADDER[rung], outcome.not_before)
         progress.end(outcome, _after(host, delay))
         log.info("waiting: %s [%s]", outcome.reason, outcome.code)
         return EXIT_RETRY, delay
@@ -215,6 +218,16 @@ def _conclude(
 def _ended(host: Host, status: int) -> tuple[int, float]:
     """The end of a walk; another try at once where `gpuboot run` has asked for it meanwhile."""
     return (EXIT_RETRY, 0) if host.woken else (status, 0)
+
+
+def _pause(rung: float, not_before: float) -> float:
+    """Seconds until the next try: around the rung, or anywhere in a rung after `not_before`.
+
+    A server that says "later" has many at its door: they must not all come back in step.
+    """
+    if not not_before:
+        return _jittered(rung)
+    return min(not_before, LADDER[-1]) + random.uniform(0, rung)  # noqa: S311 - no secret
 
 
 def _jittered(seconds: float) -> float:

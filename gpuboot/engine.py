@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuboot.errors import Code, GpubootError
@@ -29,7 +29,11 @@ STILL_PENDING = Code(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a walk ended. `state` is ready, degraded, waiting, rebooting or failed."""
+    """How a walk ended. `state` is ready, degraded, waiting, rebooting or failed.
+
+    `not_before`: seconds until it may be tried again. `whole`: the node is what was wanted, but
+    for its drift.
+    """
 
     state: str
     step: str | None = None
@@ -39,6 +43,8 @@ class Outcome:
     evidence: str = ""
     drift: tuple[str, ...] = ()
     shows: dict[str, Any] = field(default_factory=dict)
+    not_before: float = 0.0
+    whole: bool = True
 
 
 # Told of every change: the step, its state (running, ok, …) and why.
@@ -56,6 +62,7 @@ class Walk:
     drift: list[str] = field(default_factory=list)
     shows: dict[str, Any] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)  # the names of the steps that hold
+    _why: tuple[Code | None, str | None] = (None, None)  # of the first drift: code and hint
 
     def run(self, prepare: Sequence[Step], join: Sequence[Step]) -> Outcome:
         """Walk until every step holds, or one has to wait, reboot or fail. Raises Stopped.
@@ -70,8 +77,10 @@ class Walk:
                 return outcome
         state = "degraded" if self.drift else "ready"
         reason = self.drift[0] if self.drift else "every step holds"
-        hint = "drain the node, then reboot: the next boot converges" if self.drift else None
-        return self._outcome(state, None, reason, hint=hint)
+        code, hint = self._why
+        if self.drift and hint is None:
+            hint = "drain the node, then reboot: the next boot converges"
+        return self._outcome(state, None, reason, code=code, hint=hint)
 
     def _settle(self, step: Step) -> Outcome | None:
         """Make one step hold; otherwise how the walk would end here."""
@@ -81,6 +90,8 @@ class Walk:
             return self._failure(step, error)
         self.watch(step, _STATES[type(finding)], finding.reason)
         if isinstance(finding, Ok):
+            if finding.drift and not self.drift:
+                self._why = finding.code, finding.hint
             self.drift += finding.drift
             self.shows.update(finding.shows)
             self.held.add(step.name)
@@ -91,10 +102,11 @@ class Walk:
             return None
         if isinstance(finding, Waiting):
             log.info("%s: waiting: %s", step.name, finding.reason)
-            return self._outcome(
+            waiting = self._outcome(
                 "waiting", step.name, finding.reason,
                 code=finding.code, hint=finding.hint, evidence=finding.evidence,
             )  # fmt: skip
+            return replace(waiting, not_before=finding.not_before)
         return self._outcome("rebooting", step.name, finding.reason)
 
     def _finding(self, step: Step) -> Finding:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 
 from gpuboot.clock import Clock, SystemClock
@@ -272,6 +273,17 @@ class Host:
         except OSError:
             return None
 
+    def tail(self, name: str, size: int) -> str:
+        """The last lines of a file, at most so many bytes; empty if it cannot be read."""
+        try:
+            with self.path(name).open("rb") as file:
+                length = file.seek(0, os.SEEK_END)
+                file.seek(max(0, length - size))
+                text = file.read(size).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return text if length <= size else text.partition("\n")[2]
+
     def forbidden(self, name: str) -> bool:
         """Whether a file is there that this user may not read."""
         try:
@@ -306,6 +318,14 @@ class Host:
             return stat.S_IMODE(self.path(name).stat().st_mode)
         except OSError:
             return None
+
+    def changed(self, name: str) -> datetime | None:
+        """When content, mode or name were changed last; None if there is no such file."""
+        try:
+            found = self.path(name).stat()
+        except OSError:
+            return None
+        return datetime.fromtimestamp(max(found.st_mtime, found.st_ctime), timezone.utc)
 
     def free(self, name: str) -> int:
         """Free bytes on the file system that holds this folder."""

@@ -1,91 +1,71 @@
-"""The node's own Node object, read with the kubelet's credential, and whether it joined."""
+"""Whether this node is a member of its cluster, and if it is not, why and what we can do."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import yaml
-
-from gpuboot import dropin, labels, rke2, systemd
+from gpuboot import apiserver, containerd, diagnosis, dropin, labels, rke2, systemd
+from gpuboot.apiserver import NOT_JOINED, ApiServer, Node, minor
 from gpuboot.clock import stamp
+from gpuboot.diagnosis import UNINITIALIZED_TAINT, Seen
 from gpuboot.dropin import Rke2Config
 from gpuboot.errors import Code, GpubootError
-from gpuboot.labels import Taint
-from gpuboot.step import Finding, Ok, Pending
-from gpuboot.web import Trust
+from gpuboot.step import Finding, Ok, Pending, Waiting
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
+    from gpuboot.systemd import Start, Unit
 
-NOT_JOINED = Code(
-    "GB540",
-    "the node has not joined yet",
-    (
-        "rke2-agent cannot reach the server, or the server refuses it.",
-        "The network plugin is not up, so that the node stays NotReady.",
-    ),
-    ("journalctl -u rke2-agent -n 50", "tail /var/lib/rancher/rke2/agent/logs/kubelet.log"),
-)
-PASSWORD_REJECTED = Code(
-    "GB541",
-    "the cluster rejects this node's password",
-    (
-        "A Node of the same name exists and was made by another machine.",
-        "This node was rebuilt and its old Node was not deleted.",
-    ),
-    (
-        "kubectl delete node NAME (then it joins by itself)",
-        "rke2.config.with-node-id: true (a name of its own for every machine)",
-        "keep /etc/rancher/node/password over a rebuild",
-    ),
-)
-KUBELET_DIES = Code(
-    "GB542",
-    "the kubelet does not stay up",
-    ("It refuses one of its settings, most often a label it may not set or a kubelet-arg.",),
-    ("tail -20 /var/lib/rancher/rke2/agent/logs/kubelet.log", "gpuboot config show"),
-)
 NO_RUNTIME = Code(
     "GB543",
     "RKE2 has not found the NVIDIA container runtime",
     (
         "nvidia-container-runtime is not in the PATH of rke2-agent's unit.",
         "rke2-agent was started before the toolkit was installed.",
+        "A config.toml.tmpl of somebody's own leaves RKE2's runtimes out.",
     ),
-    ("systemctl restart rke2-agent", "ls -l /usr/bin/nvidia-container-runtime"),
+    (
+        "systemctl restart rke2-agent (drain the node first)",
+        "ls -l /usr/bin/nvidia-container-runtime",
+        "ls /var/lib/rancher/rke2/agent/etc/containerd",
+    ),
+)
+TOO_NEW = Code(
+    "GB556",
+    "this node's RKE2 is newer than its servers",
+    ("Kubernetes allows an agent to be older than its servers, and never newer.",),
+    (
+        "upgrade the servers first",
+        "rke2.version: a release that is not newer, for nodes that are made from now on",
+    ),
+)
+DIFFERS = Code(
+    "GB557",
+    "the Node differs from what is wanted, and only an administrator can change that",
+    (
+        "RKE2 sets taints only when a node registers, and no node may change its own.",
+        "The configuration was changed after the node had joined, or somebody took them away.",
+    ),
+    ("gpuboot status (it names each difference, and the kubectl line)",),
 )
 
-JOIN_TIMEOUT = 600.0  # seconds we look on before we call it waiting
+JOIN_TIMEOUT = 300.0  # seconds we look on before we call it waiting: images have to be fetched
 POLL = 2.0
-UNINITIALIZED = "node.cloudprovider.kubernetes.io/uninitialized"
-
-
-@dataclass(frozen=True)
-class Node:
-    """The own Node as the API server has it."""
-
-    name: str
-    ready: bool
-    not_ready_because: str
-    labels: Mapping[str, str]
-    taints: tuple[Taint, ...]
-
-    def shown(self, drift: tuple[str, ...], checked: str) -> dict[str, Any]:
-        """The `node` of `gpuboot status --json`."""
-        return {
-            "name": self.name,
-            "joined": True,
-            "ready": self.ready,
-            "labels": dict(self.labels),
-            "taints": [str(taint) for taint in self.taints],
-            "drift": list(drift),
-            "checked": checked,
-        }
+JOURNAL_LINES = 80
+KUBELET_TAIL = 16 << 10  # bytes: the log itself may have 50 MB
+RKE2_FOLDER = "/etc/rancher/rke2"
+# What else rke2-agent reads when it starts, and never again.
+ENVIRONMENT = (
+    "/etc/default/rke2-agent",
+    "/etc/sysconfig/rke2-agent",
+    "/usr/local/lib/systemd/system/rke2-agent.env",
+)
+RUNTIME = "/usr/bin/nvidia-container-runtime"
+# The releases whose servers bring RuntimeClasses along (chart rke2-runtimeclasses).
+RUNTIME_CLASS = "nvidia"
+SHIPS_RUNTIME_CLASS = "v1.29.13, v1.30.9, v1.31.5 and v1.32.1"
 
 
 @dataclass(frozen=True)
@@ -103,69 +83,116 @@ class NodeJoined:
     timeout: float = field(default=JOIN_TIMEOUT, compare=False)
 
     def check(self, host: Host) -> Finding:
-        if problem := self._unhealthy(host):
-            return Pending(problem)
-        node = self._node(host)
-        if isinstance(node, str):
-            return Pending(node)
+        unit = systemd.unit(host, rke2.AGENT)
+        if problem := _unhealthy(host, unit):
+            return self._amiss(host, unit, problem)
+        try:
+            server = apiserver.connect(host, self.config.data_dir(host))
+            node = server.node(host, self._own_name(host))
+        except GpubootError as error:
+            return self._amiss(host, unit, error.message)
         if not node.ready:
-            return Pending(f"node {node.name} is not Ready: {node.not_ready_because}")
-        if any(taint.key == UNINITIALIZED for taint in node.taints):
-            return Pending(f"node {node.name} waits for the cloud provider to initialise it")
+            problem = f"node {node.name} is not Ready: {node.not_ready_because}"
+            return self._amiss(host, unit, problem, node)
+        if any(taint.key == UNINITIALIZED_TAINT for taint in node.taints):
+            problem = f"node {node.name} waits for the cloud provider to initialise it"
+            return self._amiss(host, unit, problem, node)
         if self._obsolete_taints(host, node):
             return Pending(f"the taints are on the Node and still in {dropin.FILE}")
         if present := [key for key in self.unwanted if key in node.labels]:
             return Pending(f"node {node.name} still has the label {', '.join(present)}")
-        drift = self._drift(host, node)
-        shown = node.shown((*drift, *self._unset(node)), stamp(host.clock.now()))
-        return Ok(f"node {node.name} is Ready in the cluster", drift, {"node": shown})
+        return self._joined(host, server, node)
 
     def apply(self, host: Host) -> None:
-        """Look on until the node is Ready; then take from the drop-in what it carries."""
+        """Look on until the node is Ready; then take from the drop-in what it carries.
+
+        Raises GpubootError with the cause as soon as one can be seen. Until the node is up, an
+        rke2-agent that has not read the files as they are now is restarted.
+        """
         deadline = host.clock.boottime() + self.timeout
         while True:
-            node = self._node(host)
-            if isinstance(node, Node) and self._obsolete_taints(host, node):
-                host.write(dropin.FILE, self.config.text(host, without_taints=True), mode=0o600)
-            if isinstance(node, Node) and node.ready:
-                self._take_labels(host, node)
+            self._restart_unread(host)
+            self._settle(host)
             finding = self.check(host)
+            if isinstance(finding, Waiting):
+                raise GpubootError(
+                    finding.code, finding.reason,
+                    hint=finding.hint, evidence=finding.evidence, retry=True,
+                )  # fmt: skip
             if not isinstance(finding, Pending):
                 return
-            _raise_known_cause(host, self.config.data_dir(host))
             if host.clock.boottime() > deadline or host.woken:
                 evidence = systemd.journal(host, rke2.AGENT, lines=12)
                 raise GpubootError(NOT_JOINED, finding.reason, evidence=evidence, retry=True)
             host.sleep(POLL)
 
-    def _take_labels(self, host: Host, node: Node) -> None:
-        """Remove unwanted labels by the kubelet's credential: RKE2 itself never removes any."""
-        gone = {key: None for key in self.unwanted if key in node.labels}
-        if gone:
-            data = self.config.data_dir(host)
-            server, trust = credentials(host, *_kubeconfig(host, data))
-            body = json.dumps({"metadata": {"labels": gone}})
-            host.web.patch(f"{server}/api/v1/nodes/{node.name}", body, trust=trust)
+    # -- a node that has joined
 
-    def _unhealthy(self, host: Host) -> str | None:
-        unit = systemd.unit(host, rke2.AGENT)
-        if unit.active != "active":
-            return f"rke2-agent is {unit.active}"
+    def _joined(self, host: Host, server: ApiServer, node: Node) -> Ok:
+        theirs = server.version(host) or ""
+        found = [*self._differences(host, node, theirs)]
+        drift = tuple(text for text, _, _ in found)
+        code, hint = found[0][1:] if found else (None, None)
+        to_do = (*drift, *self._unset(node), *_runtime_class(host, server, theirs))
+        shown = node.shown(to_do, stamp(host.clock.now()))
+        reason = f"node {node.name} is Ready in the cluster"
+        return Ok(reason, drift, {"node": shown}, code, hint)
+
+    def _differences(self, host: Host, node: Node, server: str) -> Iterator[tuple[str, Code, str]]:
+        """What only an administrator, or a restart after a drain, can change, and how."""
+        for label in map(labels.label, self.config.labels):
+            if node.labels.get(label.key) != label.value:
+                command = f"kubectl label node {node.name} {label}"
+                command += " --overwrite" if label.key in node.labels else ""
+                yield f"label {label} is missing: {command}", DIFFERS, command
+        there = {(taint.key, taint.effect): taint for taint in node.taints}
+        for taint in map(labels.taint, self.config.taints):
+            other = there.get((taint.key, taint.effect))
+            if other != taint:
+                # RKE2 sets taints only when a node registers.
+                command = f"kubectl taint node {node.name} {taint}"
+                command += " --overwrite" if other else ""
+                yield f"taint {taint} is missing: {command}", DIFFERS, command
+        yield from self._runtime_differs(host)
+        ours, highest = minor(node.version), minor(server)
+        if ours and highest and ours > highest:
+            text = f"RKE2 {node.version} is newer than its server's {server}"
+            yield f"{text} (gpuboot explain {TOO_NEW.id})", TOO_NEW, TOO_NEW.commands[0]
+
+    def _runtime_differs(self, host: Host) -> Iterator[tuple[str, Code, str]]:
+        known = containerd.runtimes(host, self.config.data_dir(host))
+        told = f"(gpuboot explain {NO_RUNTIME.id})"
+        if "nvidia" not in known:
+            text = f"RKE2 has not found the NVIDIA container runtime {told}"
+            yield text, NO_RUNTIME, NO_RUNTIME.commands[0]
+        elif known["nvidia"] and not host.exists(known["nvidia"]):
+            text = f"containerd's NVIDIA runtime {known['nvidia']} is gone {told}"
+            yield text, NO_RUNTIME, f"ls -l {known['nvidia']}"
+
+    def _unset(self, node: Node) -> list[str]:
+        """Labels that only an administrator may set: told, and never an obstacle."""
+        wanted = map(labels.label, self.admin_labels)
+        return [
+            f"label {label} is not set: kubectl label node {node.name} {label}"
+            + (" --overwrite" if label.key in node.labels else "")
+            for label in wanted
+            if node.labels.get(label.key) != label.value
+        ]
+
+    def _settle(self, host: Host) -> None:
+        """On a node that is up: take from it, and from our file, what must not be there."""
+        if _unhealthy(host, systemd.unit(host, rke2.AGENT)):
+            return
         try:
-            healthy = host.web.get("http://127.0.0.1:10248/healthz").status == 200
+            server = apiserver.connect(host, self.config.data_dir(host))
+            node = server.node(host, self._own_name(host))
         except GpubootError:
-            healthy = False
-        return None if healthy else "the kubelet does not answer yet"
-
-    def _node(self, host: Host) -> Node | str:
-        """The own Node, or why it cannot be read."""
-        try:
-            wanted = self.node_name or dropin.setting(host, "node-name")
-            with_id = self.with_node_id or dropin.setting(host, "with-node-id") == "true"
-            name = own_name(host, wanted, with_id=with_id)
-            return read_node(host, name, self.config.data_dir(host))
-        except GpubootError as error:
-            return error.message
+            return
+        if self._obsolete_taints(host, node):
+            host.write(dropin.FILE, self.config.text(host, without_taints=True), mode=0o600)
+        gone = [key for key in self.unwanted if key in node.labels]
+        if node.ready and gone:
+            server.remove_labels(host, node.name, gone)
 
     def _obsolete_taints(self, host: Host, node: Node) -> bool:
         carried = all(labels.taint(text) in node.taints for text in self.config.taints)
@@ -175,120 +202,88 @@ class NodeJoined:
             and host.read(dropin.FILE) != self.config.text(host, without_taints=True)
         )
 
-    def _drift(self, host: Host, node: Node) -> tuple[str, ...]:
-        """What differs and only an administrator, or a restart after a drain, can change."""
-        drift = []
-        for label in map(labels.label, self.config.labels):
-            if node.labels.get(label.key) != label.value:
-                drift.append(f"label {label} is missing: kubectl label node {node.name} {label}")
-        for taint in map(labels.taint, self.config.taints):
-            if taint not in node.taints:
-                # RKE2 sets taints only when a node registers.
-                drift.append(f"taint {taint} is missing: kubectl taint node {node.name} {taint}")
-        if "nvidia" not in (host.read(_containerd(self.config.data_dir(host))) or ""):
-            drift.append("RKE2 has not found the NVIDIA container runtime (gpuboot explain GB543)")
-        return tuple(drift)
+    # -- a node that has not
 
-    def _unset(self, node: Node) -> list[str]:
-        """Labels that only an administrator may set: told, and never an obstacle."""
-        wanted = map(labels.label, self.admin_labels)
-        return [
-            f"label {label} is not set: kubectl label node {node.name} {label}"
-            for label in wanted
-            if node.labels.get(label.key) != label.value
-        ]
+    def _amiss(
+        self, host: Host, unit: Unit, problem: str, node: Node | None = None
+    ) -> Pending | Waiting:
+        """Not joined: because of something that we know, or nobody knows yet."""
+        if not unit.live:
+            return Pending(problem)
+        start = systemd.last_start(host, rke2.AGENT)
+        unread = self._unread(host, start)
+        if unread and unit.active != "active":
+            return Pending(f"{unread} has changed since rke2-agent started: it starts again")
+        cause = diagnosis.diagnose(self._seen(host, start, node))
+        if cause is None:
+            return Pending(problem)
+        hint = cause.hint
+        if unread:
+            hint = f"{diagnosis.RESTART} (it has not read {unread} as it is now)"
+        return Waiting(cause.message, cause.code, hint, cause.evidence)
 
-
-def _containerd(data: str) -> str:
-    return f"{data}/agent/etc/containerd/config.toml"
-
-
-def own_name(host: Host, wanted: str | None, *, with_id: bool) -> str:
-    """The name RKE2 gives this node: configured or the host name, in lower case, and its id."""
-    name = (wanted or host.read("/proc/sys/kernel/hostname") or "").strip().lower()
-    number = (host.read("/etc/rancher/node/id") or "").strip()
-    return f"{name}-{number}" if with_id and number else name
-
-
-def read_node(host: Host, name: str, data: str) -> Node:
-    """The Node as the kubelet may see it. Raises GB540 if it cannot be read."""
-    server, trust = credentials(host, *_kubeconfig(host, data))
-    answer = host.web.get(f"{server}/api/v1/nodes/{name}", trust=trust)
-    if answer.status != 200:
-        raise GpubootError(
-            NOT_JOINED, f"the API server answered {answer.status} for node {name}", retry=True
+    def _seen(self, host: Host, start: Start | None, node: Node | None) -> Seen:
+        invocation = start.invocation if start else ""
+        log = host.tail(f"{self.config.data_dir(host)}/agent/logs/kubelet.log", KUBELET_TAIL)
+        return Seen(
+            name=self._own_name(host),
+            journal=systemd.journal(host, rke2.AGENT, lines=JOURNAL_LINES, invocation=invocation),
+            kubelet=host.mask(log),
+            node=node,
+            seconds=start.age if start else 0.0,
         )
+
+    def _restart_unread(self, host: Host) -> None:
+        """Nothing but a start makes rke2-agent read its files: never done once it is up.
+
+        Before that it holds nothing that a restart would disturb; and where its process has
+        ended, systemd starts another one anyway.
+        """
+        start = systemd.last_start(host, rke2.AGENT)
+        starting = systemd.unit(host, rke2.AGENT).active == "activating"
+        if start and start.process and starting and self._unread(host, start):
+            systemd.restart_later(host, rke2.AGENT)
+
+    def _unread(self, host: Host, start: Start | None) -> str | None:
+        """A file that rke2-agent reads when it starts, and that has changed since it did.
+
+        By ages, which no clock that was set in between can turn into a restart for ever: after
+        a restart, whatever the clock said, every file is older than the process.
+        """
+        if start is None:
+            return None
+        now = host.clock.now()
+        for name in self._read_at_start(host):
+            changed = host.changed(name)
+            if changed and 0 <= (now - changed).total_seconds() < start.age:
+                return name
+        return None
+
+    def _read_at_start(self, host: Host) -> list[str]:
+        own = [f"{dropin.FOLDER}/{name}" for name in host.names(dropin.FOLDER)]
+        beside = [f"{RKE2_FOLDER}/{name}" for name in host.names(RKE2_FOLDER)]
+        token = self.config.settings.get("token-file") or dropin.setting(host, "token-file")
+        return [*own, *beside, RKE2_FOLDER, *([str(token)] if token else []), *ENVIRONMENT, RUNTIME]
+
+    def _own_name(self, host: Host) -> str:
+        wanted = self.node_name or dropin.setting(host, "node-name")
+        with_id = self.with_node_id or dropin.setting(host, "with-node-id") == "true"
+        return apiserver.own_name(host, wanted, with_id=with_id)
+
+
+def _unhealthy(host: Host, unit: Unit) -> str | None:
+    if unit.active != "active":
+        return f"rke2-agent is {unit.active}"
     try:
-        return parse_node(json.loads(answer.text))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise GpubootError(
-            NOT_JOINED, f"the API server's answer for node {name} is no Node", retry=True
-        ) from None
+        healthy = host.web.get("http://127.0.0.1:10248/healthz").status == 200
+    except GpubootError:
+        healthy = False
+    return None if healthy else "the kubelet does not answer yet"
 
 
-def _kubeconfig(host: Host, data: str) -> tuple[str, str]:
-    """The kubelet's kubeconfig and its name. Raises GB540."""
-    file = f"{data}/agent/kubelet.kubeconfig"
-    text = host.read(file)
-    if text is None:
-        raise GpubootError(NOT_JOINED, f"there is no {file} yet", retry=True)
-    return text, file
-
-
-def credentials(host: Host, text: str, file: str) -> tuple[str, Trust]:
-    """Server and credential in a kubeconfig whose certificates are files or inline CA data."""
-    try:
-        content = yaml.safe_load(text)
-        cluster = content["clusters"][0]["cluster"]
-        user = content["users"][0]["user"]
-        pem = (
-            base64.b64decode(cluster["certificate-authority-data"]).decode()
-            if "certificate-authority-data" in cluster
-            else host.read(cluster["certificate-authority"]) or ""
-        )
-        client = tuple(str(host.path(user[f"client-{part}"])) for part in ("certificate", "key"))
-        return cluster["server"], Trust(pem.encode(), client=(client[0], client[1]))
-    except (yaml.YAMLError, KeyError, TypeError, IndexError, ValueError):
-        raise GpubootError(
-            NOT_JOINED, f"{file} is no kubeconfig of a kubelet", retry=True
-        ) from None
-
-
-def parse_node(content: Mapping[str, Any]) -> Node:
-    """A Node from the API server's JSON. Raises KeyError, TypeError or AttributeError."""
-    conditions = content.get("status", {}).get("conditions") or []
-    ready: dict[str, str] = next((item for item in conditions if item["type"] == "Ready"), {})
-    return Node(
-        name=content["metadata"]["name"],
-        ready=ready.get("status") == "True",
-        not_ready_because=ready.get("message") or ready.get("reason") or "no condition yet",
-        labels=content["metadata"].get("labels") or {},
-        taints=tuple(
-            Taint(item["key"], item.get("value", ""), item["effect"])
-            for item in content.get("spec", {}).get("taints") or []
-        ),
-    )
-
-
-def _raise_known_cause(host: Host, data: str) -> None:
-    """Say early what would otherwise look like mere waiting. Raises GB541 or GB542."""
-    log = systemd.journal(host, rke2.AGENT, lines=30)
-    if "Node password rejected" in log:
-        raise GpubootError(
-            PASSWORD_REJECTED,
-            "the cluster rejects this node's password: another machine had the same node name",
-            evidence=log[-1500:],
-            retry=True,
-        )
-    exits = re.findall(r"Kubelet exited: .*", log)
-    if len(exits) > 2:
-        kubelet = (host.read(f"{data}/agent/logs/kubelet.log") or "").splitlines()
-        errors = [
-            line for line in kubelet if re.search(r"failed|error|unknown|invalid", line, re.I)
-        ]
-        raise GpubootError(
-            KUBELET_DIES,
-            "the kubelet ends again and again",
-            evidence="\n".join(errors[-5:] or exits[-2:]),
-            retry=True,
-        )
+def _runtime_class(host: Host, server: ApiServer, version: str) -> list[str]:
+    """What pods name to get the GPU: the servers' business, so it is only told."""
+    if not server.lacks_runtime_class(host, RUNTIME_CLASS):
+        return []
+    shipped = f"RKE2 ships it since {SHIPS_RUNTIME_CLASS}; the server is {version or 'unknown'}"
+    return [f"RuntimeClass {RUNTIME_CLASS} is missing ({shipped}): kubectl get runtimeclass"]

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 class Ok:
     """The step holds. `drift` is what differs and is not ours to change, or not now.
 
-    `shows` are values that looking brought up, for `gpuboot status`: its top-level keys.
+    `shows` are values that looking brought up, for `gpuboot status`: its top-level keys. `code`
+    and `hint` explain the first difference, where there is one that has a name.
     """
 
     reason: str
     drift: tuple[str, ...] = ()
     shows: Mapping[str, Any] = field(default_factory=dict)
+    code: Code | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,16 @@ class Pending:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Somebody or something else has to act; looking again later is all we can do."""
+    """Somebody or something else has to act; looking again later is all we can do.
+
+    `not_before`: seconds that whom we asked wants to be left alone.
+    """
 
     reason: str
     code: Code
     hint: str | None = None
     evidence: str = ""
+    not_before: float = 0.0
 
 
 @dataclass(frozen=True)

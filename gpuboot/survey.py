@@ -17,8 +17,8 @@ from gpuboot.packages import Packages
 from gpuboot.rke2 import Rke2Installed
 from gpuboot.sources import PackageSources
 from gpuboot.step import Pending, Waiting
-from gpuboot.supervisor import SupervisorAnswers
-from gpuboot.web import BAD_ANSWER
+from gpuboot.supervisor import CLOCK_UNSET, SupervisorAnswers
+from gpuboot.web import BAD_ANSWER, NO_NAME
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -30,21 +30,6 @@ LITTLE_MEMORY = Code(
     "there is little memory",
     ("The module's build needs about 1 GB a core, and a full passthrough reservation is due.",),
     ("free -m", "give the VM more memory"),
-)
-CLOCK_UNSET = Code(
-    "GB107",
-    "the clock is not right",
-    (
-        "No time server answers, or no time service runs: certificates may seem not valid yet.",
-        "The host that the VM gets its time from is wrong.",
-    ),
-    ("timedatectl", "systemctl status systemd-timesyncd chrony"),
-)
-NO_NAME = Code(
-    "GB108",
-    "a name does not resolve",
-    ("The node's name server does not know it, or there is none.",),
-    ("getent ahosts NAME", "cat /etc/resolv.conf"),
 )
 
 MINIMUM_MEMORY = 2 << 20  # KiB

@@ -57,6 +57,30 @@ def unit(host: Host, name: str) -> Unit:
     )
 
 
+@dataclass(frozen=True)
+class Start:
+    """A unit's last start. `process` is 0 while no main process runs, as between two restarts."""
+
+    invocation: str
+    process: int
+    age: float  # seconds
+
+
+_START = "InvocationID,MainPID,ExecMainStartTimestampMonotonic"
+
+
+def last_start(host: Host, name: str) -> Start | None:
+    """When the unit was started last; None if it never was in this boot."""
+    text = host.must(["systemctl", "show", "--property", _START, name], timeout=30)
+    values = dict(line.partition("=")[::2] for line in text.splitlines())
+    began = int(values.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+    if not began:
+        return None
+    # systemd counts without the time in which the machine was suspended: a VM hardly ever is.
+    age = max(0.0, host.clock.boottime() - began)
+    return Start(values.get("InvocationID", ""), int(values.get("MainPID") or 0), age)
+
+
 def enable(host: Host, name: str) -> None:
     """Enable without a daemon-reload, which can take the GPU from running containers."""
     host.must(["systemctl", "enable", "--no-reload", "--quiet", name])
@@ -74,6 +98,11 @@ def restart(host: Host, name: str, *, timeout: float) -> None:
     host.must(["systemctl", "restart", name], timeout=timeout)
 
 
+def restart_later(host: Host, name: str) -> None:
+    """Queue a restart and do not wait for it."""
+    host.must(["systemctl", "restart", "--no-block", name])
+
+
 def stop(host: Host, name: str, *, timeout: float = 60) -> None:
     """Stop and wait; no error if there is no such unit."""
     host.run(["systemctl", "stop", name], timeout=timeout)
@@ -84,9 +113,10 @@ def reload_units(host: Host) -> None:
     host.must(["systemctl", "daemon-reload"], timeout=90)
 
 
-def journal(host: Host, name: str, *, lines: int) -> str:
-    """The unit's last lines of this boot; empty if there is no journal."""
-    argv = ["journalctl", "--boot", "--unit", name, "--lines", str(lines), "--output", "cat"]
+def journal(host: Host, name: str, *, lines: int, invocation: str = "") -> str:
+    """The unit's last lines of this boot, or of one start alone; empty if there is no journal."""
+    which = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", name]
+    argv = ["journalctl", "--boot", *which, "--lines", str(lines), "--output", "cat"]
     return host.run([*argv, "--no-pager", "--quiet"], timeout=30).out
 
 

@@ -8,14 +8,12 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gpuboot import certificate
 from gpuboot.secret import Secret
 
 FULL = "K10"
 # Characters that no line of a text holds: control characters, line breaks, halves of a pair.
 CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-_CERTIFICATE = re.compile(
-    rb"-----BEGIN CERTIFICATE-----\s+(.*?)\s+-----END CERTIFICATE-----", re.DOTALL
-)
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Token:
     ca_hash: str | None
     password: Secret
     bootstrap: bool
+    user: str = ""  # whom the token names: `server` in the one that is the cluster's root
 
 
 def parse(secret: Secret) -> Token:
@@ -54,7 +53,9 @@ def parse(secret: Secret) -> Token:
     bootstrap = bool(re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", text))
     if not text:
         raise ValueError("token has nothing after its CA hash")
-    return Token(ca_hash, Secret(password if colon else text), bootstrap)
+    if not colon:
+        user, password = "", text
+    return Token(ca_hash, Secret(password), bootstrap, user)
 
 
 def ca_hash(bundle: bytes) -> str:
@@ -64,7 +65,7 @@ def ca_hash(bundle: bytes) -> str:
     without one RKE2 falls back to the raw bytes.)
     """
     with suppress(ValueError, IndexError):  # what cannot be taken apart is hashed as it is
-        certificates = [base64.b64decode(body) for body in _CERTIFICATE.findall(bundle)]
+        certificates = [base64.b64decode(body) for body in certificate.PEM.findall(bundle)]
         if len(certificates) > 1 and (root := _root(certificates)):
             return hashlib.sha256(root).hexdigest()
     return hashlib.sha256(bundle).hexdigest()
@@ -72,8 +73,12 @@ def ca_hash(bundle: bytes) -> str:
 
 def _root(certificates: list[bytes]) -> bytes | None:
     """The certificate that the first one's issuers end at, by their names."""
-    names = {subject: (der, issuer) for der in certificates for issuer, subject in [_names(der)]}
-    issuer, subject = _names(certificates[0])
+    names = {
+        subject: (der, issuer)
+        for der in certificates
+        for issuer, subject in [certificate.names(der)]
+    }
+    issuer, subject = certificate.names(certificates[0])
     for _ in certificates:
         if issuer == subject:
             return names[subject][0]
@@ -82,27 +87,3 @@ def _root(certificates: list[bytes]) -> bytes | None:
         subject = issuer
         issuer = names[subject][1]
     return None
-
-
-def _names(der: bytes) -> tuple[bytes, bytes]:
-    """Issuer and subject of a certificate, as their bytes. Raises ValueError or IndexError."""
-    body = _parts(_parts(der)[0])[0]
-    # version (optional), serial number, signature, issuer, validity, subject (RFC 5280 4.1)
-    fields = _parts(body)
-    first = 1 if body[0] == 0xA0 else 0
-    return fields[first + 2], fields[first + 4]
-
-
-def _parts(der: bytes) -> list[bytes]:
-    """The contents of the DER values that follow each other. Raises IndexError when cut off."""
-    parts = []
-    while der:
-        length, start = der[1], 2
-        if length & 0x80:
-            start += length & 0x7F
-            length = int.from_bytes(der[2:start], "big")
-        if len(der) < start + length:
-            raise IndexError
-        parts.append(der[start : start + length])
-        der = der[start + length :]
-    return parts

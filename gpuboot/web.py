@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from gpuboot import certificate
 from gpuboot.errors import Code, GpubootError
 
 if TYPE_CHECKING:
@@ -19,10 +21,43 @@ UNREACHABLE = Code(
     "GB401",
     "a server cannot be reached",
     (
-        "The name does not resolve, the port is closed, or a firewall drops the packets.",
+        "There is no route to its network, or it hangs up.",
         "A proxy is needed and not configured (key proxy), or configured and wrong.",
     ),
-    ("gpuboot status", "getent hosts SERVER", "curl -v URL"),
+    ("gpuboot status", "ip route get ADDRESS", "curl -v URL"),
+)
+NO_NAME = Code(
+    "GB108",
+    "a name does not resolve",
+    ("The node's name server does not know it, or there is none.",),
+    ("getent ahosts NAME", "cat /etc/resolv.conf"),
+)
+PORT_CLOSED = Code(
+    "GB405",
+    "a server refuses the connection",
+    (
+        "The service is not running there: the machine answers, and nobody listens on the port.",
+        "The address or the port is another machine's, or a firewall rejects the connection.",
+    ),
+    ("curl -v URL", "ss -ltn (on the server)"),
+)
+NO_ANSWER = Code(
+    "GB406",
+    "a server does not answer in time",
+    (
+        "A firewall drops the packets, or the address is nobody's.",
+        "The server, or the way to it, is overloaded.",
+    ),
+    ("curl -v --max-time 10 URL", "ip route get ADDRESS", "ping -c 3 SERVER"),
+)
+OUT_OF_DATE = Code(
+    "GB407",
+    "a server's certificate is not valid at this time",
+    (
+        "The node's clock is wrong, so that the certificate seems not valid yet or any more.",
+        "The certificate has expired.",
+    ),
+    ("timedatectl", "openssl s_client -connect HOST:443 </dev/null | openssl x509 -noout -dates"),
 )
 TLS_REFUSED = Code(
     "GB402",
@@ -30,9 +65,8 @@ TLS_REFUSED = Code(
     (
         "Something between the node and the server opens TLS with a certificate of its own.",
         "The server's own CA is missing from the system's trust.",
-        "The node's clock is wrong, so that the certificate seems not valid yet or any more.",
     ),
-    ("timedatectl", "openssl s_client -connect HOST:443 </dev/null", "update-ca-certificates"),
+    ("openssl s_client -connect HOST:443 </dev/null", "update-ca-certificates"),
 )
 BAD_ANSWER = Code(
     "GB403",
@@ -69,11 +103,15 @@ ANYBODY = Trust(anybody=True)
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, headers (lower-case names) and body of a small answer."""
+    """Status, headers (lower-case names) and body of a small answer.
+
+    `issuer` is who signed the certificate that was shown, where anybody was believed.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    issuer: str | None = None
 
     @property
     def text(self) -> str:
@@ -124,23 +162,27 @@ class Web(Protocol):
         auth: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One GET without following redirects. Raises GB401 or GB402."""
+        """One GET without following redirects.
+
+        Raises GB108, GB401, GB402, GB405, GB406 or GB407.
+        """
         ...
 
     def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
-        """Send a JSON merge patch (RFC 7386). Raises GB401 or GB402."""
+        """Send a JSON merge patch (RFC 7386). Raises as `get` does."""
         ...
 
     def pieces(self, url: str) -> Iterator[bytes]:
-        """A file's content, piece by piece. Raises GB401, GB402 or GB403."""
+        """A file's content, piece by piece. Raises GB403, and as `get` does."""
         ...
 
 
 class RequestsWeb:
     """The web as `requests` does it, imported only when first asked."""
 
-    def __init__(self, proxy: Proxy | None = None) -> None:
+    def __init__(self, proxy: Proxy | None = None, *, timeout: float = TIMEOUT) -> None:
         self.proxy = proxy or Proxy()
+        self._timeout = timeout
 
     def get(
         self,
@@ -166,7 +208,11 @@ class RequestsWeb:
         headers: Mapping[str, str] | None = None,
         body: str | None = None,
     ) -> Answer:
-        with _faults_named(url), self._session(url) as session, warnings.catch_warnings():
+        with (
+            _faults_named(url, self._timeout),
+            self._session(url) as session,
+            warnings.catch_warnings(),
+        ):
             # urllib3 warns of each unverified request; the one we make is checked by hash.
             warnings.simplefilter("ignore")
             with _bundle(trust) as verify:
@@ -176,18 +222,20 @@ class RequestsWeb:
                     data=body,
                     auth=auth,
                     headers=headers,
-                    timeout=TIMEOUT,
+                    timeout=self._timeout,
                     allow_redirects=False,
                     verify=verify,
                     cert=trust.client,
+                    stream=trust.anybody,  # the connection is gone once the body is read
                 )
-            got = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status_code, response.content, got)
+                issuer = _issuer(response) if trust.anybody else None
+                got = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status_code, response.content, got, issuer)
 
     def pieces(self, url: str) -> Iterator[bytes]:
-        with _faults_named(url), self._session(url) as session:
+        with _faults_named(url, self._timeout), self._session(url) as session:
             verify = _system_bundle()
-            with session.get(url, timeout=TIMEOUT, stream=True, verify=verify) as response:
+            with session.get(url, timeout=self._timeout, stream=True, verify=verify) as response:
                 passed = [*response.history, response]
                 if url.startswith("https:") and any(
                     not step.url.startswith("https:") for step in passed
@@ -238,34 +286,67 @@ def _bundle(trust: Trust) -> Iterator[str | bool]:
             yield file.name
 
 
+def _issuer(response: requests.Response) -> str | None:
+    """Who signed the certificate of a connection whose answer is not read yet."""
+    import ssl
+
+    # Nothing public leads from an answer to the socket that it comes from.
+    channel: object = response.raw
+    for part in ("_fp", "fp", "raw", "_sock"):
+        channel = getattr(channel, part, None)
+    der = channel.getpeercert(binary_form=True) if isinstance(channel, ssl.SSLSocket) else None
+    return certificate.issuer(der) if der else None
+
+
 @contextmanager
-def _faults_named(url: str) -> Iterator[None]:
+def _faults_named(url: str, timeout: float) -> Iterator[None]:
     import requests
 
-    place = urlsplit(url).netloc.rpartition("@")[2]
     try:
         yield
-    except requests.exceptions.SSLError as error:
-        raise GpubootError(
-            TLS_REFUSED, f"{place}: certificate refused", evidence=_innermost(error), retry=True
-        ) from None
     except (requests.exceptions.RequestException, OSError) as error:
         # requests lets a bad CA file or client certificate through as a plain OSError.
+        code, what = _fault(error, timeout)
+        place = urlsplit(url).netloc.rpartition("@")[2]
         raise GpubootError(
-            UNREACHABLE, f"{place} cannot be reached", evidence=_innermost(error), retry=True
+            code, f"{place} {what}", evidence=str(_causes(error)[-1]), retry=True
         ) from None
 
 
-def _innermost(error: BaseException) -> str:
-    """The last cause in the chain: `requests` wraps the useful text three times."""
-    seen: BaseException = error
+def _fault(error: BaseException, timeout: float) -> tuple[Code, str]:
+    """Which kind of trouble it is, and what the server does."""
+    import socket
+
+    import requests
+
+    causes = _causes(error)
+    kinds = requests.exceptions
+    if isinstance(error, kinds.Timeout) or any(isinstance(one, TimeoutError) for one in causes):
+        return NO_ANSWER, f"does not answer within {timeout:g} s"
+    if isinstance(error, kinds.SSLError):
+        if re.search(r"not yet valid|has expired", str(causes[-1])):
+            return OUT_OF_DATE, "shows a certificate that is not valid by this node's clock"
+        return TLS_REFUSED, "shows a certificate that is not trusted"
+    if isinstance(error, kinds.ProxyError):
+        return UNREACHABLE, "cannot be reached through the proxy"
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return NO_NAME, "is a name that does not resolve"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return PORT_CLOSED, "refuses the connection: nobody listens on that port"
+    return UNREACHABLE, "cannot be reached"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it comes from: `requests` wraps the useful text three times."""
+    causes = [error]
     while True:
-        inner = seen.__cause__ or seen.__context__ or getattr(seen, "reason", None)
+        last = causes[-1]
+        inner = last.__cause__ or last.__context__ or getattr(last, "reason", None)
         if not isinstance(inner, BaseException):
-            inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None)
-        if inner is None or inner is seen:
-            return str(seen)
-        seen = inner
+            inner = next((arg for arg in last.args if isinstance(arg, BaseException)), None)
+        if inner is None or inner in causes:
+            return causes
+        causes.append(inner)
 
 
 def checked(pieces: Iterator[bytes], sha256: str, what: str) -> Iterator[bytes]:

@@ -50,7 +50,9 @@ class Cluster:
         self.node["metadata"]["labels"].update(labels)
         agent = root / "var/lib/rancher/rke2/agent"
         (agent / "etc/containerd").mkdir(parents=True, exist_ok=True)
-        (agent / "etc/containerd/config.toml").write_text("runtimes.'nvidia'\n")
+        (agent / "etc/containerd/config.toml").write_text(
+            "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'nvidia']\n"
+        )
         (agent / "client-kubelet.crt").write_text("certificate\n")
         (agent / "kubelet.kubeconfig").write_text(KUBECONFIG)
 
@@ -85,6 +87,10 @@ class Cluster:
             raise GpubootError(UNREACHABLE, "127.0.0.1 cannot be reached", retry=True)
         if url == "http://127.0.0.1:10248/healthz":
             return Answer(200, b"ok")
+        if url == "https://127.0.0.1:6443/version":
+            return Answer(200, b'{"gitVersion": "v1.35.7+rke2r1"}')
+        if url.startswith("https://127.0.0.1:6443/apis/node.k8s.io/v1/runtimeclasses/"):
+            return Answer(200, b"{}")
         assert url == "https://127.0.0.1:6443/api/v1/nodes/gpu-1", url
         ready = "True" if self.clock.boottime() > self._started + 3 else "False"
         status = {"conditions": [{"type": "Ready", "status": ready, "reason": "KubeletNotReady"}]}

@@ -184,6 +184,17 @@ def test_a_node_that_was_ready_begins_the_ladder_anew(folder: Path) -> None:
     assert rungs(node.night) == [0]
 
 
+def test_a_server_under_siege_is_left_alone_as_long_as_it_asks(folder: Path) -> None:
+    node = begin(folder)
+    readyz = "https://supervisor:9345/v1-rke2/readyz"
+    node.machine.cluster.pages[readyz] = Answer(429, headers={"retry-after": "7"})
+    node.night.events = [nothing] * 5 + [node.machine.cluster.pages.clear]
+    assert node.live() == 0
+    pauses = node.night.sleeps[:6]
+    assert all(7 <= pause <= 7 + rung for pause, rung in zip(pauses, agent.LADDER, strict=True))
+    assert len(set(pauses)) == 6  # and a pool's nodes come back one by one
+
+
 # -- what cuts it short
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import yaml
 
-from tests.rehearsal import hardware
+from tests.rehearsal import hardware, kubectl
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.node import Node
 from tests.rehearsal.table import ScenarioError, Table
@@ -195,6 +195,16 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Kubectl:
+    """What an administrator of the cluster does to a Node."""
+
+    argv: tuple[str, ...]
+
+    def perform(self, stage: Stage) -> list[str]:
+        return kubectl.run(stage.servers, self.argv)
+
+
+@dataclass(frozen=True)
 class Wait:
     """Time passes; the node may reboot meanwhile."""
 
@@ -285,6 +295,14 @@ def _run(table: Table) -> Action:
     return Run(argv, table.number("exit") or 0)
 
 
+def _kubectl(table: Table) -> Action:
+    argv = table.texts("kubectl") or ()
+    if len(argv) < 3 or argv[0] not in kubectl.VERBS or argv[1] != "node":
+        verbs = " | ".join(kubectl.VERBS)
+        raise ScenarioError(f"{table.place('kubectl')}: expected [{verbs}, node, NAME, …]")
+    return Kubectl(argv)
+
+
 def _write(table: Table) -> Action:
     file = table.table("write")
     if file is None:
@@ -339,5 +357,6 @@ READERS: Mapping[str, Callable[[Table], Action]] = {
     "faults": lambda table: Faults(table.mapping("faults")),
     "network": lambda table: Network(table.choice("network", ("cut", "whole"), "cut") == "whole"),
     "kill": lambda table: Kill(table.choice("kill", ("gpuboot", "apt"), "gpuboot")),
+    "kubectl": _kubectl,
     "wait": lambda table: Wait(table.seconds("wait", 0.0)),
 }

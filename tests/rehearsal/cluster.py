@@ -9,10 +9,12 @@ F/requests.log a line per request, F/events.log the events; F/faults.json orders
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import secrets
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -45,6 +47,8 @@ PROXY_USER = "node"
 _BEHIND_PROXY = {"archive.lab:80": "archive", "releases.lab:443": "releases"}
 # A node reaches both cluster ports through its own loopback, so they are named 127.0.0.1 as well.
 _CLUSTER_HOSTS = ("cluster.lab", "10.88.0.1", "127.0.0.1", "localhost", "kubernetes", "10.43.0.1")
+_WRONG = ("intercepted", "other-cluster", "expired", "early")
+_TWO_YEARS = datetime.timedelta(days=730)
 _WEB_HOSTS = ("releases.lab", "archive.lab", "10.88.0.1", "127.0.0.1", "localhost")
 
 
@@ -69,6 +73,7 @@ def prepare(folder: Path) -> Identity:
         web_ca.save(keys, "web-ca")
         pki.leaf(cluster_ca, "rke2", _CLUSTER_HOSTS).save(keys, "cluster")
         pki.leaf(web_ca, "releases.lab", _WEB_HOSTS).save(keys, "web")
+        _prepare_wrong(keys, cluster_ca)
         _write_secret(folder / "agent.password")
         _write_secret(folder / "proxy.password")
         _write_secret(folder / "admin.token")  # the last file: with it, all is there
@@ -77,6 +82,20 @@ def prepare(folder: Path) -> Identity:
     password = _secret(folder / "proxy.password")
     proxy = f"http://{PROXY_USER}:{password}@proxy.lab:{PORTS['proxy']}"
     return Identity(token, SUPERVISOR, proxy, ca_hash, keys / "web-ca.crt")
+
+
+def _prepare_wrong(keys: Path, cluster_ca: pki.Pair) -> None:
+    """What the cluster's ports show where a fault orders it, by the words of that fault."""
+    other = pki.authority("rke2-server-ca@other")
+    other.save(keys, "other-ca")
+    inspector = pki.authority("Inspection CA of the lab")
+    for name, (ca, shift) in {
+        "intercepted": (inspector, pki.NOW),
+        "other-cluster": (other, pki.NOW),
+        "expired": (cluster_ca, -_TWO_YEARS),
+        "early": (cluster_ca, _TWO_YEARS),
+    }.items():
+        pki.leaf(ca, "rke2", _CLUSTER_HOSTS, shift=shift).save(keys, name)
 
 
 class Cluster:
@@ -132,7 +151,7 @@ class Cluster:
         self._listen("releases", ports, files.releases(releases), "web")
 
     def _start_cluster(self, ports: Mapping[str, int]) -> None:
-        admin = apiserver.app(self._store, _secret(self._folder / "admin.token"))
+        admin = apiserver.app(self._store, _secret(self._folder / "admin.token"), self._faults)
         self._listen("apiserver", ports, admin, "cluster", clients=True)
         keys = self._folder / "pki"
         shared = supervisor.Cluster(
@@ -142,6 +161,7 @@ class Cluster:
             address=self._address,
             api_port=self._servers["apiserver"].port,
             port=ports["supervisor"],
+            other_ca=pki.load(keys, "other-ca"),
         )
         answer = supervisor.app(shared, self._store, self._faults)
         self._listen("supervisor", ports, answer, "cluster", clients=True)
@@ -156,18 +176,15 @@ class Cluster:
         clients: bool = False,
     ) -> None:
         keys = self._folder / "pki"
-        context = (
-            server_context(
-                keys / f"{certificate}.crt",
-                keys / f"{certificate}.key",
-                keys / "client-ca.crt" if clients else None,
-            )
-            if certificate
-            else None
-        )
+        client_ca = keys / "client-ca.crt" if clients else None
+
+        def context(of: str) -> ssl.SSLContext:
+            return server_context(keys / f"{of}.crt", keys / f"{of}.key", client_ca)
+
         server = Server(
-            name, (self._address, ports[name]), app,
-            log=self._log, faults=self._faults, context=context,
+            name, (self._address, ports[name]), app, log=self._log, faults=self._faults,
+            context=context(certificate) if certificate else None,
+            others={kind: context(kind) for kind in _WRONG} if clients else None,
         )  # fmt: skip
         self._faults.name_port(server.port, name, str(PORTS[name]))
         self._servers[name] = server

@@ -50,6 +50,7 @@ class Expectation:
     journal_lacks: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()
     requests_lacks: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
     starts_within: float | None = None
 
 
@@ -76,6 +77,7 @@ def expectation(table: Table, *, state: str | None) -> Expectation:
         journal_lacks=table.patterns("journal-lacks") or (),
         requests=table.patterns("requests") or (),
         requests_lacks=table.patterns("requests-lacks") or (),
+        says=table.patterns("says") or (),
         starts_within=table.optional_seconds("starts-within"),
     )
     for part in (reboots, files, table):

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _EARLIER = datetime.timedelta(hours=1)  # a node's clock may be a little behind
 _LIFE = datetime.timedelta(days=365)
+NOW = datetime.timedelta()
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def authority(name: str) -> Pair:
     return Pair(_pem(builder.sign(key, hashes.SHA256())), _key_pem(key))
 
 
-def leaf(ca: Pair, name: str, hosts: Sequence[str]) -> Pair:
-    """A server's certificate for these DNS names and addresses."""
+def leaf(ca: Pair, name: str, hosts: Sequence[str], *, shift: datetime.timedelta = NOW) -> Pair:
+    """A server's certificate for these DNS names and addresses, made so much later than now."""
     key = ec.generate_private_key(ec.SECP256R1())
-    return Pair(_issue(ca, _name(name), key.public_key(), hosts), _key_pem(key))
+    return Pair(_issue(ca, _name(name), key.public_key(), hosts, shift), _key_pem(key))
 
 
 def sign(
@@ -81,14 +82,18 @@ def sign(
 
 
 def _issue(
-    ca: Pair, subject: x509.Name, public: ec.EllipticCurvePublicKey, hosts: Sequence[str]
+    ca: Pair,
+    subject: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    hosts: Sequence[str],
+    shift: datetime.timedelta = NOW,
 ) -> bytes:
     issuer = x509.load_pem_x509_certificate(ca.certificate)
     signer = serialization.load_pem_private_key(ca.key, None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
     builder = (
-        _dated(subject, issuer.subject, public)
+        _dated(subject, issuer.subject, public, shift)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -104,9 +109,12 @@ def _issue(
 
 
 def _dated(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    shift: datetime.timedelta = NOW,
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.timezone.utc) + shift
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -32,8 +32,8 @@ def rehearse(stage: Stage) -> list[str]:
     say(f"The node {stage.node.name} boots.")
     during = [act for act in stage.scenario.acts if act.during]
     found = Settle(stage, expect, during).until(setup.deadline)
-    evidence = collect(stage)
-    found = found or [*verdict.differences(expect, evidence), *_planned(stage, evidence)]
+    evidence, differing = _look(stage, expect)
+    found = found or [*differing, *_planned(stage, evidence)]
     found += _again(stage, evidence)
     if not found and stage.scenario.acts:
         first = evidence.look("state")
@@ -68,26 +68,42 @@ def _compare(
     stage: Stage, act: Act, expect: Expectation, before: verdict.Evidence
 ) -> tuple[verdict.Evidence, list[str]]:
     Settle(stage, expect).until(act.deadline or stage.scenario.setup.deadline)
+    return _look(stage, expect, before)
+
+
+def _look(
+    stage: Stage, expect: Expectation, before: verdict.Evidence | None = None
+) -> tuple[verdict.Evidence, list[str]]:
+    """The evidence, and what differs; of journal and requests only what came after `before`.
+
+    What follows from the state, such as a Node that turns ready, may take a moment; and a node
+    that waits looks again just now and then.
+    """
     give_up = stage.watch.seconds + QUIET
     while True:
-        evidence = collect(stage)
-        since = replace(
-            evidence,
-            journal=evidence.journal[len(before.journal) :],
-            requests=evidence.requests[len(before.requests) :],
-        )
+        evidence = collect(stage, expect)
+        since = evidence
+        if before:
+            since = replace(
+                evidence,
+                journal=evidence.journal[len(before.journal) :],
+                requests=evidence.requests[len(before.requests) :],
+            )
         found = verdict.differences(expect, since)
-        # What follows from the state, such as a Node that turns ready, may take a moment.
         if not found or stage.watch.seconds > give_up:
             return evidence, found
         stage.passes(POLL)
 
 
-def collect(stage: Stage) -> verdict.Evidence:
-    """What can be seen of the node now, from inside and from the servers."""
+def collect(stage: Stage, expect: Expectation | None = None) -> verdict.Evidence:
+    """What can be seen of the node now, from inside and from the servers.
+
+    With an expectation, a moment at which its state is the expected one is waited for a little.
+    """
     if not stage.node.running:
         raise RigError("the node is switched off; it has powered itself off")
-    status, code = stage.node.status() or ({}, -1)
+    status, code = _status(stage, expect)
+    said = _said(stage, status.get("code")) if expect and expect.says else ""
     lines = stage.node.run("journalctl", "--output=json", "--all", "--no-pager").stdout
     return verdict.Evidence(
         name=stage.node.name,
@@ -100,7 +116,25 @@ def collect(stage: Stage) -> verdict.Evidence:
         journal=journal.parse(lines.splitlines()),
         requests=_read(stage.servers / "requests.log"),
         root=stage.node.root,
+        said=said,
     )
+
+
+def _status(stage: Stage, expect: Expectation | None) -> tuple[dict[str, object], int]:
+    wanted = {"state": expect.state, "step": expect.step, "code": expect.code} if expect else {}
+    give_up = stage.watch.seconds + QUIET
+    while True:
+        status, code = stage.node.status() or ({}, -1)
+        as_wanted = all(value in (None, status.get(key)) for key, value in wanted.items())
+        if as_wanted or stage.watch.seconds > give_up:
+            return status, code
+        stage.passes(POLL)
+
+
+def _said(stage: Stage, code: object) -> str:
+    questions = [("status",), *([("explain", str(code))] if code else [])]
+    answers = [stage.node.run("gpuboot", *question) for question in questions]
+    return "\n".join(answer.stdout + answer.stderr for answer in answers)
 
 
 def _nodes(file: Path) -> dict[str, dict[str, object]]:

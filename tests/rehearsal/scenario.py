@@ -21,9 +21,9 @@ node.yaml (all keys but description are optional):
 
 config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. Where one is missing,
 plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place. In both, @token@
-@server@ @rke2_version@ @rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ are filled in. A line that
-holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml, becomes plain.yaml, or the
-config, as far indented as that line.
+@ca_hash@ @server@ @rke2_version@ @rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ are filled in. A
+line that holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml, becomes
+plain.yaml, or the config, as far indented as that line.
 
 expect.yaml (only what is given is compared; see verdict.py):
     state: ready                  # of `gpuboot status --json`; the only key that must be there
@@ -41,6 +41,8 @@ expect.yaml (only what is given is compared; see verdict.py):
     journal-lacks: [REGEX, …]     # none is
     requests: [REGEX, …]          # each is found in the servers' log
     requests-lacks: [REGEX, …]    # none is
+    says: [REGEX, …]              # each is found in `gpuboot status`, or in `gpuboot explain` of
+                                  # its code
     starts-within: 20s            # from cloud-final's start to gpuboot.service's, in the first boot
 
 acts.yaml (may be missing): what happens to the node once it is as expect.yaml wants it, a list of
@@ -54,6 +56,8 @@ acts.yaml (may be missing): what happens to the node once it is as expect.yaml w
     faults: {}                    # the servers' faults.json from now on
     network: cut                  # the node's cable, over reboots too; `whole` puts it in again
     kill: gpuboot                 # SIGKILL for the unit's main process; apt: for dpkg's parent
+    kubectl: [delete, node, NAME] # as the cluster's administrator; also [taint, node, NAME, K=V:E]
+                                  # and [label, node, NAME, K=V]
     wait: 5s
 each with, if wanted, `why: one sentence` and `expect: {…}`: the keys of expect.yaml, none needed,
 and `deadline: 2m`. That is compared once the node has settled again. Of the journal and the

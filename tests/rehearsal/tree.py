@@ -63,6 +63,7 @@ class Ground:
         """The placeholders of config.yaml and user-data.yaml."""
         return {
             "token": self.token,
+            "ca_hash": self.token[3:67],  # of K10HASH::USER:PASSWORD
             "server": self.server,
             "proxy": self.proxy,
             "rke2_version": RKE2_VERSION,

@@ -28,6 +28,7 @@ class Evidence:
     journal: Sequence[journal.Entry]
     requests: str
     root: Path  # the node's files
+    said: str = ""  # what a person is told: `gpuboot status`, and `gpuboot explain` of its code
 
     def look(self, *keys: str) -> object:
         """A value of `gpuboot status --json`."""
@@ -146,6 +147,7 @@ def _file(name: str, expect: ExpectedFile, root: Path) -> Iterator[str]:
 def _texts(expect: Expectation, found: Evidence) -> Iterator[str]:
     entries = "\n".join(f"{entry.program}: {entry.message}" for entry in found.journal)
     yield from _patterns("journal", entries, expect.journal, expect.journal_lacks)
+    yield from _patterns("what gpuboot says", found.said, expect.says, ())
     yield from _patterns("requests", found.requests, expect.requests, expect.requests_lacks)
 
 

@@ -130,11 +130,12 @@ class Node:
     def unit(self, name: str, **properties: str) -> None:
         """A unit as `systemctl show` tells of it, by systemd's names; unnamed ones are usual."""
         usual = {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "enabled"}
-        self.answers[f"systemctl show --property {SHOWN} {name}"] = "".join(
-            f"{key}={value}\n" for key, value in {**usual, **properties}.items()
-        )
+        told = "".join(f"{key}={value}\n" for key, value in {**usual, **properties}.items())
+        for asked in (SHOWN, STARTED):
+            self.answers[f"systemctl show --property {asked} {name}"] = told
 
 
+STARTED = "InvocationID,MainPID,ExecMainStartTimestampMonotonic"
 SHOWN = "LoadState,ActiveState,SubState,UnitFileState,Job,NRestarts,ConditionResult"
 ABSENT = {"LoadState": "not-found", "UnitFileState": ""}
 

@@ -161,6 +161,19 @@ def test_an_error_says_whether_another_try_helps(
     assert road.news[-1] == ("gentle", state, "it broke")
 
 
+def test_drift_that_has_a_name_is_explained_by_it(road: Road) -> None:
+    named = Ok("fine", ("a taint is missing",), code=TROUBLE, hint="kubectl taint")
+    found = road.walk([Gentle([Ok("fine")]), Rough([named]), Gentle([Ok("fine", ("later",))])])
+    assert (found.state, found.reason) == ("degraded", "a taint is missing")
+    assert (found.code, found.hint, found.whole) == ("GB999", "kubectl taint", True)
+
+
+def test_drift_is_explained_by_the_name_of_the_first_alone(road: Road) -> None:
+    named = Ok("fine", ("a taint is missing",), code=TROUBLE, hint="kubectl taint")
+    found = road.walk([Gentle([Ok("fine", ("first",))]), Rough([named])])
+    assert (found.reason, found.code, found.hint) == ("first", None, DRAIN)
+
+
 def test_drift_makes_a_node_degraded(road: Road) -> None:
     found = road.walk([Gentle([Ok("fine", drift=("a label is missing", "a taint too"))])])
     assert (found.state, found.reason) == ("degraded", "a label is missing")

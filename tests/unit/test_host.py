@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -351,3 +352,23 @@ def test_what_cannot_be_removed_is_told(node: Node) -> None:
     with pytest.raises(GpubootError, match="/folder: ") as caught:
         node.host.remove("/folder")
     assert caught.value.code.id == "GB012"
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "found"),
+    [("", 10, ""), ("one\ntwo\n", 100, "one\ntwo\n"), ("one\ntwo\n", 6, "two\n"), ("long", 2, "")],
+)
+def test_the_end_of_a_file_is_whole_lines(node: Node, content: str, size: int, found: str) -> None:
+    node.put("/log", content)
+    assert node.host.tail("/log", size) == found
+    assert node.host.tail("/none", size) == ""
+
+
+def test_a_change_is_seen_that_keeps_the_time_of_the_content(node: Node) -> None:
+    before = datetime.now(timezone.utc) - timedelta(seconds=1)
+    node.put("/file", "a")
+    os.utime(node.root / "file", (0, 0))
+    changed = node.host.changed("/file")
+    assert changed is not None
+    assert before < changed < before + timedelta(minutes=1)
+    assert node.host.changed("/none") is None

@@ -250,6 +250,25 @@ def test_a_walk_that_waited_for_runcmd_is_told(folder: Path) -> None:
     assert "walk starts after runcmd: expected 20 s / found 61.5 s" in _differences(folder, slow)
 
 
+def test_what_gpuboot_says_to_a_person_is_compared(folder: Path) -> None:
+    told = verdict.Evidence(**{**vars(_found(folder)), "said": "waiting: no such file [GB530]"})
+    (folder / "expect.yaml").write_text('state: ready\nsays: ["no such file", "gpuboot run$"]\n')
+    expect = scenario.load(folder).expect
+    lines = [line for line in verdict.differences(expect, told) if "says" in line]
+    assert lines == ["what gpuboot says: expected gpuboot run$ / found no such text"]
+
+
+@pytest.mark.parametrize(
+    "argv", ["[delete, node]", "[create, node, n1]", "[delete, pod, n1]", "[]"]
+)
+def test_an_administrators_act_is_one_that_the_lab_knows(folder: Path, argv: str) -> None:
+    (folder / "acts.yaml").write_text(f"- kubectl: {argv}\n")
+    with pytest.raises(ScenarioError, match=r"acts\[0\]\.kubectl: expected"):
+        scenario.load(folder)
+    (folder / "acts.yaml").write_text("- kubectl: [delete, node, n1]\n")
+    assert scenario.load(folder).acts[0].name == "act 1 (kubectl)"
+
+
 # -- the token ----------------------------------------------------------------------------------
 
 

@@ -51,8 +51,8 @@ def ask(shared: supervisor.Cluster, store: Store, faults: Faults) -> App:
 
 
 @pytest.fixture
-def api(store: Store) -> App:
-    return apiserver.app(store, "admin-token")
+def api(store: Store, faults: Faults) -> App:
+    return apiserver.app(store, "admin-token", faults)
 
 
 def _basic(user: str, password: str) -> dict[str, str]:
@@ -84,13 +84,38 @@ def test_cacerts_and_ping_are_for_everybody(ask: App, shared: supervisor.Cluster
     assert ask(Request("GET", "/ping")).body == b"pong"
 
 
-@pytest.mark.parametrize(("fault", "status"), [("ready503", 503), ("token401", 401)])
+@pytest.mark.parametrize(
+    ("fault", "status"), [("ready503", 503), ("token401", 401), ("token403", 403)]
+)
 def test_ordered_faults_are_obeyed_at_once(
     ask: App, tmp_path: Path, fault: str, status: int
 ) -> None:
     assert ask(_readyz(_basic("node", "right"))).status == 200
     (tmp_path / "faults.json").write_text(json.dumps({fault: True}))
     assert ask(_readyz(_basic("node", "right"))).status == status
+
+
+@pytest.mark.parametrize(("life", "status"), [(60, 200), (0, 401)])
+def test_a_bootstrap_token_lives_as_long_as_was_ordered(
+    ask: App, tmp_path: Path, life: float, status: int
+) -> None:
+    token = "abcdef.0123456789abcdef"  # noqa: S105
+    (tmp_path / "faults.json").write_text(json.dumps({"bootstrap": {token: life}}))
+    assert ask(_readyz({"authorization": f"Bearer {token}"})).status == status
+
+
+def test_a_node_sees_its_network_plugins_pod_unless_none_comes(api: App, tmp_path: Path) -> None:
+    def pods(name: str) -> Response:
+        query = f"fieldSelector=spec.nodeName={name}"
+        request = Request("GET", "/api/v1/pods", query, name="system:node:n", group="system:nodes")
+        return api(request)
+
+    assert len(_json(pods("n"))["items"]) == 1
+    assert pods("other").status == 403
+    (tmp_path / "faults.json").write_text('{"no-cni": true, "server-version": "v1.34.1+rke2r1"}')
+    assert _json(pods("n"))["items"] == []
+    version = _json(_admin(api, "GET", "/version"))
+    assert (version["minor"], version["gitVersion"]) == ("34", "v1.34.1+rke2r1")
 
 
 def test_throttling_turns_away_the_first_requests(ask: App, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -150,12 +152,61 @@ def test_a_certificate_for_another_name_is_refused(
 
 def test_a_refused_certificate_and_an_unreachable_server_are_told_apart() -> None:
     error = refused(f"https://127.0.0.1:{closed()}/")
-    assert (error.code, error.retry) == (web.UNREACHABLE, True)
+    assert (error.code, error.retry) == (web.PORT_CLOSED, True)
     assert "refused" in error.evidence
 
 
-def test_a_name_that_does_not_resolve_is_unreachable() -> None:
-    assert refused("http://name.invalid./").code is web.UNREACHABLE
+def test_a_name_that_does_not_resolve_is_told_as_such() -> None:
+    error = refused("http://name.invalid./")
+    assert (error.code, error.message) == (
+        web.NO_NAME,
+        "name.invalid. is a name that does not resolve",
+    )
+
+
+def test_a_server_that_keeps_silent_is_told_from_a_closed_port() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(GpubootError, match=r"does not answer within 0\.2 s") as caught,
+    ):
+        RequestsWeb(timeout=0.2).get(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+    assert caught.value.code is web.NO_ANSWER
+
+
+def test_a_server_that_hangs_up_cannot_be_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        error = refused(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        thread.join()
+    assert error.code is web.UNREACHABLE
+
+
+def test_a_proxy_that_is_away_is_named_as_one() -> None:
+    proxy = Proxy(http=f"http://127.0.0.1:{closed()}")
+    error = refused("http://archive.invalid/x", proxy=proxy)
+    assert error.message == "archive.invalid cannot be reached through the proxy"
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_certificate_of_another_time_is_told_from_an_unknown_one(
+    ca: pki.Pair, tmp_path: Path, days: int
+) -> None:
+    pki.leaf(ca, "server", ["127.0.0.1"], shift=timedelta(days=days)).save(tmp_path, "server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    with serving(context) as (port, seen):
+        error = refused(f"https://127.0.0.1:{port}/secret", Trust(ca.certificate))
+    assert error.code is web.OUT_OF_DATE
+    assert seen == []
+
+
+def test_who_signed_a_certificate_is_seen_where_anybody_is_believed(
+    tls: tuple[int, list[str]], ca: pki.Pair
+) -> None:
+    url = f"https://127.0.0.1:{tls[0]}/"
+    assert RequestsWeb().get(url, trust=ANYBODY).issuer == "CN=cluster"
+    assert RequestsWeb().get(url, trust=Trust(ca.certificate)).issuer is None
 
 
 @pytest.mark.parametrize("trust", [Trust(b"no PEM"), Trust(client=("/no/crt", "/no/key"))])

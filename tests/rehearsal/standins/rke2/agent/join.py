@@ -88,10 +88,12 @@ def _token(settings: Settings) -> str:
 def _check(settings: Settings) -> None:
     profile = settings.text("profile")
     if profile not in ("", "cis", "etcd"):
-        raise Refused(f"invalid value provided for --profile flag: {profile}")
-    if profile == "cis" and (wrong := node.wrong_kernel_default()):
-        name = wrong[0].replace("/", ".")
-        raise Refused(f"invalid kernel parameter value {name}={wrong[2]} - expected {wrong[1]}")
+        raise Refused("invalid value provided for --profile flag")
+    if profile == "cis" and (wrong := node.wrong_kernel_defaults()):
+        raise Refused("\n".join(
+            f"invalid kernel parameter value {name.replace('/', '.')}={found} - expected {wanted}"
+            for name, wanted, found in wrong
+        ))  # fmt: skip
     if settings.list("node-external-ip") and (
         settings.text("cloud-provider-name") or settings.text("cloud-provider-config")
     ):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from . import labels, node
 from .api import STRATEGIC, Api
@@ -44,6 +45,12 @@ _FLAGS = frozenset({
 })  # fmt: skip
 
 
+_NUMBERS = frozenset({
+    "container-log-max-files", "event-qps", "image-gc-high-threshold", "image-gc-low-threshold",
+    "kube-api-burst", "kube-api-qps", "max-pods", "pod-max-pids", "read-only-port",
+})  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Kubelet:
     """What the flags and the configuration folder say."""
@@ -67,10 +74,25 @@ def main(arguments: Sequence[str], version: str) -> None:
         _say(f'"Successfully registered node" node="{kubelet.name}"')
         _report(kubelet, ready=False)
         time.sleep(_NETWORK_DELAY)
+    _await_network(kubelet)
     while True:
         _report(kubelet, ready=True)
         _renew_lease(kubelet)
         time.sleep(_HEARTBEAT)
+
+
+def _await_network(kubelet: Kubelet) -> None:
+    """NotReady until the network plugin's pod is on this node, as its DaemonSet puts it there."""
+    path = f"/api/v1/pods?fieldSelector=spec.nodeName={kubelet.name}"
+    while True:
+        try:
+            if kubelet.api.call("GET", path).body.get("items"):
+                return
+        except Unready as error:
+            _say(f'"Failed to list pods" err="{error}"')
+        _report(kubelet, ready=False)
+        _renew_lease(kubelet)
+        time.sleep(1)
 
 
 def _start(arguments: Sequence[str], version: str) -> Kubelet:
@@ -82,11 +104,13 @@ def _start(arguments: Sequence[str], version: str) -> Kubelet:
     ]
     if refusal := labels.kubelet_refusal(pairs):
         _die(refusal)
-    if flags.get("protect-kernel-defaults") == "true" and (wrong := node.wrong_kernel_default()):
-        _die(
-            "Failed to start ContainerManager: invalid kernel flag:"
-            f" {wrong[0]}, expected value: {wrong[1]}, actual value: {wrong[2]}"
+    if flags.get("protect-kernel-defaults") == "true" and (wrong := node.wrong_kernel_defaults()):
+        flags_wrong = ", ".join(
+            f"invalid kernel flag: {name}, expected value: {wanted}, actual value: {found}"
+            for name, wanted, found in wrong
         )
+        _die(f"failed to run Kubelet: Failed to start ContainerManager: [{flags_wrong}]")
+    _make_root(flags.get("root-dir", ""))
     defaults = json.loads((Path(flags["config-dir"]) / "00-rke2-defaults.conf").read_text())
     return Kubelet(
         name=flags["hostname-override"],
@@ -105,8 +129,23 @@ def _flags(arguments: Sequence[str]) -> Mapping[str, str]:
         name, _, value = argument.removeprefix("--").partition("=")
         if name not in _FLAGS:
             _die(f"failed to parse kubelet flag: unknown flag: --{name}")
+        if name in _NUMBERS and not value.lstrip("-").isdigit():
+            _die(
+                f'invalid argument "{value}" for "--{name}" flag: strconv.ParseInt: parsing'
+                f' "{value}": invalid syntax'
+            )
         flags[name] = value
     return flags
+
+
+def _make_root(folder: str) -> None:
+    """--root-dir, if it is given: the real kubelet ends if it cannot be made."""
+    if not folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _die(f"failed to run Kubelet: mkdir {folder}: {error.strerror}")
 
 
 def _register(kubelet: Kubelet) -> bool:
@@ -182,7 +221,8 @@ def _say(message: str) -> None:
     sys.stderr.flush()
 
 
-def _die(message: str) -> None:
+def _die(message: str) -> NoReturn:
     stamp = time.strftime("%m%d %H:%M:%S", time.gmtime())
-    sys.stderr.write(f'E{stamp} run.go:72] "command failed" err="{message}"\n')
+    quoted = json.dumps(message, ensure_ascii=False)  # klog quotes as %q does
+    sys.stderr.write(f'E{stamp} run.go:72] "command failed" err={quoted}\n')
     sys.exit(1)

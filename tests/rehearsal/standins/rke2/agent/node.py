@@ -79,12 +79,10 @@ def status(name: str, address: str, version: str, *, ready: bool) -> Json:
     }
 
 
-def wrong_kernel_default() -> tuple[str, str, str] | None:
-    """The first sysctl that is not as a protected kubelet wants it: name, wanted, found."""
-    for name, wanted in KERNEL_DEFAULTS.items():
-        if (found := _line(f"/proc/sys/{name}")) != wanted:
-            return name, wanted, found
-    return None
+def wrong_kernel_defaults() -> list[tuple[str, str, str]]:
+    """The sysctls that are not as a protected kubelet wants them: name, wanted, found."""
+    found = [(name, wanted, _line(f"/proc/sys/{name}")) for name, wanted in KERNEL_DEFAULTS.items()]
+    return [one for one in found if one[1] != one[2]]
 
 
 def now() -> str:

@@ -119,7 +119,8 @@ def send(
         parts.hostname or "", parts.port or 443, timeout=TIMEOUT, context=context
     )
     try:
-        connection.request(method, parts.path, body or None, dict(headers or {}))
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        connection.request(method, target, body or None, dict(headers or {}))
         response = connection.getresponse()
         return Answer(response.status, response.reason, response.read())
     except (OSError, http.client.HTTPException) as error:

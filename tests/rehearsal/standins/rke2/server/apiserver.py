@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 from . import admission
 from .admission import Refused
+from .faults import Faults
 from .serving import App, Request, Response, as_json, as_text
 from .store import Json, Store
 
@@ -34,7 +35,7 @@ class User:
         )
 
 
-def app(store: Store, admin_token: str) -> App:
+def app(store: Store, admin_token: str, faults: Faults) -> App:
     """The API server's answer to every request."""
 
     def answer(request: Request) -> Response:
@@ -42,7 +43,7 @@ def app(store: Store, admin_token: str) -> App:
         if user is None:
             return _failure(Refused(401, "Unauthorized", "Unauthorized"))
         try:
-            return _routed(request, store, user)
+            return _routed(request, store, user, faults)
         except Refused as refused:
             return _failure(refused)
 
@@ -58,12 +59,16 @@ def _user(request: Request, admin_token: str) -> User | None:
     return None
 
 
-def _routed(request: Request, store: Store, user: User) -> Response:
+def _routed(request: Request, store: Store, user: User, faults: Faults) -> Response:
     parts = request.path.strip("/").split("/")
     if parts[0] in _HEALTH:
         return as_text(200, "ok")
     if parts == ["version"]:
-        return as_json(200, {"major": "1", "minor": "35", "gitVersion": "v1.35.7+rke2r1"})
+        version = faults.text("server-version") or "v1.35.7+rke2r1"
+        major, minor, _ = version.removeprefix("v").split(".", 2)
+        return as_json(200, {"major": major, "minor": minor, "gitVersion": version})
+    if parts == ["api", "v1", "pods"]:
+        return _pods(request, user, faults)
     if parts[:3] == ["api", "v1", "nodes"]:
         return _nodes(request, store, user, parts[3:])
     if "leases" in parts:
@@ -143,6 +148,18 @@ def _edit(request: Request, user: User, *, status: bool) -> Callable[[Json], Jso
     return lambda old: admission.changed(
         old, admission.patched(old, body, kind), user.node, status=status
     )
+
+
+def _pods(request: Request, user: User, faults: Faults) -> Response:
+    """The pods of a node: the network plugin's alone, which a DaemonSet puts on every node."""
+    selector = parse_qs(request.query).get("fieldSelector", [""])[0]
+    name = selector.removeprefix("spec.nodeName=")
+    if request.method != "GET" or user.node not in (None, name):
+        raise user.refused(request.method.lower(), "pods")
+    pod = {"metadata": {"name": "rke2-canal-x", "namespace": "kube-system"},
+           "spec": {"nodeName": name}}  # fmt: skip
+    items = [] if faults.order("no-cni") else [pod]
+    return as_json(200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items})
 
 
 def _lease(request: Request, store: Store, user: User, parts: Sequence[str]) -> Response:

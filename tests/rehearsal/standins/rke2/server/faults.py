@@ -2,7 +2,15 @@
 
 ready503: true            the supervisor's core is not ready
 token401: true            every token is refused
+token403: true            every token is one of another role
+bootstrap: {TOKEN: s}     bootstrap tokens, and how many seconds each lives from now on
 throttle: N               the first N requests for the supervisor's data get 429
+certificate: KIND         the cluster's ports show another one: intercepted (by a CA that neither
+                          the system nor the token knows), other-cluster (and /cacerts fits it),
+                          expired, early (not valid yet)
+clock: s                  the servers' Date is so many seconds ahead of the true one
+server-version: v1.34.1+rke2r1   of the API server, as /version tells it
+no-cni: true              no network plugin's pod is made for a node that asks for its pods
 taken: [NAME]             another machine holds the node password of this name
 uninitialized: true       no cloud provider takes the uninitialized taint away
 down: ["9345"]            these ports (or names of servers) accept no connection
@@ -31,6 +39,7 @@ class Faults:
         self._lock = threading.Lock()
         self._throttle = (0, 0)  # the number ordered, and how many of them are used up
         self._names: dict[int, tuple[str, ...]] = {}
+        self._tokens: dict[str, float] = {}  # bootstrap token to the moment it was first seen
 
     def name_port(self, port: int, *names: str) -> None:
         """Let `down` speak of a port by these names: its well-known number, its server."""
@@ -39,6 +48,21 @@ class Faults:
     def order(self, key: str) -> bool:
         """Whether a plain yes-or-no fault is in force."""
         return bool(self._read().get(key))
+
+    def text(self, key: str) -> str:
+        """What a fault with a word for its value says; empty if it is not in force."""
+        return str(self._read().get(key) or "")
+
+    def seconds(self, key: str) -> float:
+        """What a fault with a number says; 0 if it is not in force."""
+        return float(self._read().get(key) or 0)
+
+    def lives(self, token: str) -> bool:
+        """Whether this bootstrap token was made and has not expired."""
+        life = self._read().get("bootstrap", {}).get(token)
+        with self._lock:
+            born = self._tokens.setdefault(token, time.monotonic())
+        return life is not None and time.monotonic() - born < float(life)
 
     def is_down(self, port: int) -> bool:
         down = {str(one) for one in self._read().get("down", ())}

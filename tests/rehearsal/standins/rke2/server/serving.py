@@ -109,6 +109,7 @@ class Server(socketserver.ThreadingTCPServer):
         log: RequestLog,
         faults: Faults,
         context: ssl.SSLContext | None = None,
+        others: Mapping[str, ssl.SSLContext] | None = None,
     ) -> None:
         self.name = name
         self.app = app
@@ -116,6 +117,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.faults = faults
         self.closed = False
         self._context = context
+        self._others = others or {}  # by the word of the fault `certificate`
         super().__init__(place, _Handler)
 
     @property
@@ -137,8 +139,9 @@ class Server(socketserver.ThreadingTCPServer):
         """The same server on the same port, opened anew and started."""
         place = str(self.server_address[0]), self.port
         server = Server(
-            self.name, place, self.app, log=self.log, faults=self.faults, context=self._context
-        )
+            self.name, place, self.app,
+            log=self.log, faults=self.faults, context=self._context, others=self._others,
+        )  # fmt: skip
         server.start()
         return server
 
@@ -146,9 +149,10 @@ class Server(socketserver.ThreadingTCPServer):
         """The handshake happens here, in the connection's own thread."""
         assert isinstance(request, socket.socket)  # TCP servers hand on nothing else
         request.settimeout(_HANDSHAKE)
-        if self._context:
+        context = self._others.get(self.faults.text("certificate"), self._context)
+        if context:
             try:
-                secured = self._context.wrap_socket(request, server_side=True)
+                secured = context.wrap_socket(request, server_side=True)
             except OSError:
                 # Who does not trust us, or is a port scan: nothing was asked, nothing is logged.
                 self.shutdown_request(request)
@@ -186,6 +190,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self._send(response.body)
         self.wfile.flush()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        moment = time.time() if timestamp is None else timestamp
+        return super().date_time_string(moment + self.server.faults.seconds("clock"))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 

@@ -35,14 +35,14 @@ class Cluster:
     address: str
     api_port: int
     port: int
+    other_ca: pki.Pair | None = None  # another cluster's, which is served where that is ordered
 
 
 def app(cluster: Cluster, store: Store, faults: Faults) -> App:
     """The supervisor's answer to every request."""
-    public: Mapping[str, bytes] = {"/ping": b"pong", "/cacerts": cluster.server_ca.certificate}
 
     def answer(request: Request) -> Response:
-        if body := public.get(request.path):
+        if body := _public(request.path, cluster, faults):
             return Response(200, body, {"Content-Type": "text/plain"})
         if not request.path.startswith("/v1-rke2/"):
             return as_text(404, "404 page not found\n")
@@ -58,6 +58,13 @@ def app(cluster: Cluster, store: Store, faults: Faults) -> App:
     return answer
 
 
+def _public(path: str, cluster: Cluster, faults: Faults) -> bytes | None:
+    if path == "/cacerts":
+        other = cluster.other_ca if faults.text("certificate") == "other-cluster" else None
+        return (other or cluster.server_ca).certificate
+    return b"pong" if path == "/ping" else None
+
+
 _RETRY = {"Retry-After": "1", "Content-Type": "text/plain"}
 
 
@@ -69,8 +76,14 @@ def _role(request: Request, cluster: Cluster, store: Store, faults: Faults) -> _
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if not scheme:
         return _Role.NOBODY
-    if scheme.lower() != "basic" or faults.order("token401"):
-        return _Role.REFUSED  # no bootstrap token was made in this cluster
+    if faults.order("token401"):
+        return _Role.REFUSED
+    if faults.order("token403"):
+        return _Role.NOBODY
+    if scheme.lower() == "bearer":
+        return _Role.AGENT if faults.lives(value) else _Role.REFUSED
+    if scheme.lower() != "basic":
+        return _Role.REFUSED
     try:
         user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):

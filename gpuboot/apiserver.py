@@ -1,0 +1,170 @@
+"""The API server as a node may ask it, with the kubelet's credential: its own Node, mostly."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from gpuboot.errors import Code, GpubootError
+from gpuboot.labels import Taint
+from gpuboot.web import Answer, Trust
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+NOT_JOINED = Code(
+    "GB540",
+    "the node has not joined yet",
+    (
+        "rke2-agent cannot reach the server, or the server refuses it.",
+        "The node's images are still being fetched.",
+    ),
+    ("journalctl -u rke2-agent -n 50", "tail /var/lib/rancher/rke2/agent/logs/kubelet.log"),
+)
+
+GPU = "nvidia.com/gpu"  # what NVIDIA's device plugin calls a card
+
+
+@dataclass(frozen=True)
+class Node:
+    """The own Node as the API server has it."""
+
+    name: str
+    ready: bool
+    not_ready_because: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    version: str = ""  # the kubelet's, such as v1.35.7+rke2r1
+    gpus: int = 0  # that pods can ask for: none before a device plugin runs
+
+    def shown(self, drift: tuple[str, ...], checked: str) -> dict[str, Any]:
+        """The `node` of `gpuboot status --json`."""
+        return {
+            "name": self.name,
+            "joined": True,
+            "ready": self.ready,
+            "labels": dict(self.labels),
+            "taints": [str(taint) for taint in self.taints],
+            "drift": list(drift),
+            "checked": checked,
+            "allocatable_gpus": self.gpus,
+        }
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """One API server and the credential to ask it by."""
+
+    url: str
+    trust: Trust
+
+    def node(self, host: Host, name: str) -> Node:
+        """The Node as its kubelet may see it. Raises GB540 if it cannot be read."""
+        answer = host.web.get(f"{self.url}/api/v1/nodes/{name}", trust=self.trust)
+        if answer.status != 200:
+            raise GpubootError(
+                NOT_JOINED, f"the API server answered {answer.status} for node {name}", retry=True
+            )
+        try:
+            return parse_node(json.loads(answer.text))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise GpubootError(
+                NOT_JOINED, f"the API server's answer for node {name} is no Node", retry=True
+            ) from None
+
+    def remove_labels(self, host: Host, name: str, keys: list[str]) -> None:
+        """Take labels from the Node: RKE2 itself never removes any."""
+        body = json.dumps({"metadata": {"labels": dict.fromkeys(keys)}})
+        host.web.patch(f"{self.url}/api/v1/nodes/{name}", body, trust=self.trust)
+
+    def version(self, host: Host) -> str | None:
+        """The server's own version, such as v1.35.7+rke2r1; None if it does not tell."""
+        answer = self._asked(host, "/version")
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            version = json.loads(answer.text)["gitVersion"] if answer else None
+            return version if isinstance(version, str) and minor(version) else None
+        return None
+
+    def lacks_runtime_class(self, host: Host, name: str) -> bool:
+        """Whether there surely is no such RuntimeClass: who may not look does not know."""
+        answer = self._asked(host, f"/apis/node.k8s.io/v1/runtimeclasses/{name}")
+        return answer is not None and answer.status == 404
+
+    def _asked(self, host: Host, path: str) -> Answer | None:
+        try:
+            return host.web.get(f"{self.url}{path}", trust=self.trust)
+        except GpubootError:
+            return None
+
+
+def connect(host: Host, data: str) -> ApiServer:
+    """The API server that the kubelet below this data folder asks. Raises GB540."""
+    file = f"{data}/agent/kubelet.kubeconfig"
+    text = host.read(file)
+    if text is None:
+        raise GpubootError(NOT_JOINED, f"there is no {file} yet", retry=True)
+    return credentials(host, text, file)
+
+
+def credentials(host: Host, text: str, file: str) -> ApiServer:
+    """Server and credential in a kubeconfig whose certificates are files or inline CA data."""
+    try:
+        content = yaml.safe_load(text)
+        cluster = content["clusters"][0]["cluster"]
+        user = content["users"][0]["user"]
+        pem = (
+            base64.b64decode(cluster["certificate-authority-data"]).decode()
+            if "certificate-authority-data" in cluster
+            else host.read(cluster["certificate-authority"]) or ""
+        )
+        client = tuple(str(host.path(user[f"client-{part}"])) for part in ("certificate", "key"))
+        return ApiServer(cluster["server"], Trust(pem.encode(), client=(client[0], client[1])))
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        raise GpubootError(
+            NOT_JOINED, f"{file} is no kubeconfig of a kubelet", retry=True
+        ) from None
+
+
+def parse_node(content: Mapping[str, Any]) -> Node:
+    """A Node from the API server's JSON. Raises KeyError, TypeError, AttributeError, ValueError."""
+    status = content.get("status") or {}
+    conditions = status.get("conditions") or []
+    ready: dict[str, Any] = next((item for item in conditions if item["type"] == "Ready"), {})
+    name = content["metadata"]["name"]
+    if not isinstance(name, str):
+        raise TypeError(name)
+    gpus = str((status.get("allocatable") or {}).get(GPU, ""))
+    return Node(
+        name=name,
+        ready=ready.get("status") == "True",
+        not_ready_because=str(ready.get("message") or ready.get("reason") or "no condition yet"),
+        labels={
+            str(key): str(value) for key, value in (content["metadata"].get("labels") or {}).items()
+        },
+        taints=tuple(
+            Taint(str(item["key"]), str(item.get("value") or ""), str(item["effect"]))
+            for item in (content.get("spec") or {}).get("taints") or []
+        ),
+        version=str((status.get("nodeInfo") or {}).get("kubeletVersion") or ""),
+        gpus=int(gpus[:6]) if gpus.isascii() and gpus.isdigit() else 0,
+    )
+
+
+def own_name(host: Host, wanted: str | None, *, with_id: bool) -> str:
+    """The name RKE2 gives this node: configured or the host name, in lower case, and its id."""
+    name = (wanted or host.read("/proc/sys/kernel/hostname") or "").strip().lower()
+    number = (host.read("/etc/rancher/node/id") or "").strip()
+    return f"{name}-{number}" if with_id and number else name
+
+
+def minor(version: str) -> tuple[int, int] | None:
+    """The two numbers that Kubernetes' skew rules speak of: v1.35.7+rke2r1 is (1, 35)."""
+    match = re.match(r"v(\d{1,4})\.(\d{1,4})\.", version)
+    return (int(match[1]), int(match[2])) if match else None
