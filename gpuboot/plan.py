@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import config as configs
-from gpuboot import labels, packages, sources, web
+from gpuboot import labels, packages, settings, sources, web
 from gpuboot.dkms import DriverBuilt
 from gpuboot.dropin import Rke2Config
 from gpuboot.kubernetes import NodeJoined
@@ -117,7 +116,7 @@ def _settings(config: Config) -> Mapping[str, Any]:
     """RKE2's own keys for the drop-in; in rancher mode they are Rancher's business."""
     if config.mode != "agent":
         return {}
-    given = configs.given(config.rke2.config)
+    given = settings.given(config.rke2.config)
     return {key: value for key, value in given.items() if key not in ("node-label", "node-taint")}
 
 

@@ -16,6 +16,7 @@ from gpuboot import config, reader
 from gpuboot.config import Config, ConfigError
 from gpuboot.reader import Reader
 from gpuboot.secret import Secret
+from gpuboot.settings import given as given_settings
 from tests.unit.node import Node
 
 HASH = "a" * 64
@@ -343,7 +344,7 @@ def test_the_effective_configuration_hides_secrets() -> None:
 
 def test_given_are_the_settings_that_are_no_defaults() -> None:
     agent = good(f"rke2: {{config: {{{AGENT}, node-label: [a=b]}}}}").rke2.config
-    assert config.given(agent) == {
+    assert given_settings(agent) == {
         "server": SERVER, "token": Secret(JOIN), "node-label": ("a=b",),
     }  # fmt: skip
 
