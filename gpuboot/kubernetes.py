@@ -162,8 +162,9 @@ class NodeJoined:
         try:
             wanted = self.node_name or dropin.setting(host, "node-name")
             with_id = self.with_node_id or dropin.setting(host, "with-node-id") == "true"
-            name = own_name(host, wanted, with_id=with_id)
-            return read_node(host, name, self.config.data_dir(host))
+            data = self.config.data_dir(host)
+            name = dropin.registered_name(host, data) or own_name(host, wanted, with_id=with_id)
+            return read_node(host, name, data)
         except GpubootError as error:
             return error.message
 

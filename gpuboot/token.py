@@ -70,6 +70,16 @@ def ca_hash(bundle: bytes) -> str:
     return hashlib.sha256(bundle).hexdigest()
 
 
+def common_name(pem: bytes) -> str | None:
+    """The common name of the first certificate's subject; None if it cannot be taken apart."""
+    with suppress(ValueError, IndexError):
+        _, subject = _names(base64.b64decode(_CERTIFICATE.findall(pem)[0]))
+        for attribute in [_parts(_parts(one)[0]) for one in _parts(subject)]:
+            if attribute[0] == b"\x55\x04\x03":  # 2.5.4.3 (RFC 5280 A.1)
+                return attribute[1].decode("utf-8")
+    return None
+
+
 def _root(certificates: list[bytes]) -> bytes | None:
     """The certificate that the first one's issuers end at, by their names."""
     names = {subject: (der, issuer) for der in certificates for issuer, subject in [_names(der)]}
