@@ -250,7 +250,8 @@ SECRET = Kind(_secret, "a text on one line", {"type": "string", "writeOnly": Tru
 NODE_PASSWORD = Kind(_node_password, "a password of 16 to 128 characters", SECRET.schema)
 TOKEN = Kind(_join_token, "a token such as K10<hash>::node:<password>", SECRET.schema)
 SHA256 = pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")
-VERSION = pattern(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", "a release such as v1.35.7+rke2r1")
+RELEASE = r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+"
+VERSION = pattern(RELEASE, "a release such as v1.35.7+rke2r1")
 BRANCH = pattern(r"[0-9]{3}(\.[0-9]+){0,2}", "a driver branch such as 580")
 AUTO = optional(BRANCH, "auto")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuboot import apt, config, facts, findings, kernel, plan, preflight, rke2, sources
 from gpuboot.errors import GpubootError
+from gpuboot.images import ImagesPlaced
 from gpuboot.nvidia import RIVALS
 from gpuboot.packages import Packages
 from gpuboot.secret import MASK
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 DRIVER = "nvidia-kernel-dkms"
 
-# A key of RKE2's that holds a secret, in a line of a difference: the old one may be unknown to us.
-_TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:).+', re.MULTILINE)
+# What holds a secret in a line of a difference: the old one may be unknown to us.
+_TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:|.HTTPS?_PROXY=).+', re.MULTILINE)
 # apt's settings for a state of its own. #clear: a program may hang on updates, and write.
 _PRIVATE = """\
 #clear APT::Update;
@@ -53,8 +54,8 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
     hint, drift; state ok, pending, drift, waiting, reboot, failed, or null where it was not looked
     at), `packages` (name, action, version, before, bytes; null where unknown), `download_bytes`,
     `held`, `files` (name, diff; null for a download), `units` that are enabled, `reboot` (answer:
-    no, maybe, yes; reason), `trusted` (what, by) and `trouble` (null, or why the packages are
-    names only: code, message, hint, evidence). Raises ConfigError and GB105.
+    no, maybe, yes; reason), `trusted` (what, by), `warnings` and `trouble` (null, or why the
+    packages are names only: code, message, hint, evidence). Raises ConfigError and GB105.
     """
     wanted = config.load(host)
     host.web.proxy = plan.proxy(wanted)
@@ -81,6 +82,7 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
                   for unit in step.enables(host)],
         "reboot": _reboot(host, wanted, machine, steps, packages, live=live),
         "trusted": _trusted(wanted, {step.name for step in acting}),
+        "warnings": config.unwise(wanted),
         "trouble": trouble,
     }  # fmt: skip
 
@@ -107,6 +109,7 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
         "units": [],
         "reboot": _rivals(machine) or _no_reboot(machine),
         "trusted": _trusted(wanted, {step.name for step in road.steps}),
+        "warnings": config.unwise(wanted),
         "trouble": None,
     }
 
@@ -200,14 +203,15 @@ def _trusted(wanted: Config, acting: set[str]) -> list[dict[str, str]]:
     found = []
     if Packages.name in acting:
         found.append({"what": "packages", "by": "signatures of the sources' keys"})
+    want = wanted.rke2
+    listed = "TLS (its checksum file); rke2.sha256 pins it"
+    if wanted.sources.rke2.url.startswith("/"):
+        listed = "its checksum file in the same folder"
     if rke2.Rke2Installed.name in acting:
-        want = wanted.rke2
         what = f"RKE2 {want.version}" if want.version else f"RKE2 of channel {want.channel}"
-        local = wanted.sources.rke2.url.startswith("/")
-        by = "TLS (its checksum file); rke2.sha256 pins it"
-        if want.sha256 or local:
-            by = "rke2.sha256" if want.sha256 else "its checksum file in the same folder"
-        found.append({"what": what, "by": by})
+        found.append({"what": what, "by": "rke2.sha256" if want.sha256 else listed})
+    if ImagesPlaced.name in acting:
+        found.append({"what": "image archives of RKE2", "by": listed.partition(";")[0]})
     return found
 
 
