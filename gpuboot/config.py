@@ -302,19 +302,18 @@ def parse(reading: Reader) -> Config:
 
 
 def warnings(host: Host, config: Config) -> list[str]:
-    """What is allowed and unwise."""
-    found = unwise(config)
-    if config.secrets():
-        found += [
-            f"{name}: holds a secret and can be read by others; chmod 0600 {name}"
-            for name in files(host)
-            if (host.mode(name) or 0) & stat.S_IROTH
-        ]
-    return found
+    """What is allowed and unwise: a secret in a file that others can read."""
+    if not config.secrets():
+        return []
+    return [
+        f"{name}: holds a secret and can be read by others; chmod 0600 {name}"
+        for name in files(host)
+        if (host.mode(name) or 0) & stat.S_IROTH
+    ]
 
 
 def unwise(config: Config) -> list[str]:
-    """What is unwise whatever the machine is."""
+    """What is unwise before a join; a joined node has its release, and is not reminded."""
     if config.mode != "agent" or not config.rke2.channel:
         return []
     what = f"{config.rke2.channel} may stand for an agent that is newer than the servers"

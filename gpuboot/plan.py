@@ -84,8 +84,11 @@ def build(config: Config, facts: Facts) -> Plan:
 def bare(config: Config) -> tuple[Step, ...]:
     """The way into the cluster without the GPU's labels and taints (on-gpu-failure: join)."""
     agent = config.rke2.config
+    runtime = agent.default_runtime
     plain = replace(
         agent,
+        # RKE2 ends if its default runtime is not there, and without a GPU nobody has put it there.
+        default_runtime=None if runtime and runtime.startswith("nvidia") else runtime,
         node_label=tuple(text for text in agent.node_label if not text.startswith(GPU_PREFIX)),
         node_taint=tuple(text for text in agent.node_taint if not text.startswith(GPU_PREFIX)),
     )

@@ -142,7 +142,9 @@ def pieces(host: Host, want: Release, version: str, name: str) -> Iterator[bytes
     for place in (f"{want.url}/{version}/{name}", f"{want.url}/{name}"):
         if host.exists(place):
             return _read(host, place)
-    raise GpubootError(NOT_FOUND, f"{want.url} has no {name} of {version}", hint=f"ls {want.url}")
+    raise GpubootError(  # the folder may be a mount that is not there yet
+        NOT_FOUND, f"{want.url} has no {name} of {version}", hint=f"ls {want.url}", retry=True
+    )
 
 
 def _read(host: Host, place: str) -> Iterator[bytes]:

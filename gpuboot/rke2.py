@@ -127,7 +127,8 @@ class Rke2Installed:
                     "RKE2 is not installed, and neither version nor channel is set",
                     "rke2.version, such as v1.35.7+rke2r1",
                 )])  # fmt: skip
-            return Pending("RKE2 is not installed")
+            elsewhere = f"; it goes below {OPT}" if prefix(host) == OPT else ""
+            return Pending(f"RKE2 is not installed{elsewhere}")
         if self.want.version and found != self.want.version:
             if (program(host) or "").startswith("/usr/bin/"):
                 raise GpubootError(

@@ -55,7 +55,7 @@ def test_the_unit_that_counts_says_which_of_two_it_is(node: Node) -> None:
 
 def test_a_unit_whose_program_is_gone_is_no_installation(node: Node) -> None:
     have(node, "/usr/local/bin/rke2", version=OLD)
-    node.put(f"/etc/systemd/system/{AGENT}", "ExecStart=/opt/rke2/bin/rke2 agent\n")
+    node.put(f"/etc/systemd/system/{AGENT}", "ExecStart=/srv/gone/rke2 agent\n")
     assert reason(installed().check(node.host), Pending) == "RKE2 is not installed"
 
 
