@@ -74,9 +74,7 @@ class Rke2Config:
         return {FILE: self.text(host)}
 
     def data_dir(self, host: Host) -> str:
-        """RKE2's data folder: a file after ours has the last word."""
-        later = merged(host, later_files(host)).values.get("data-dir")
-        return later[-1] if later else str(self.settings.get("data-dir") or data_dir(host))
+        return data_dir(host, self.settings.get("data-dir"))
 
     def text(self, host: Host, *, without_taints: bool = False) -> str:
         """The drop-in's wanted content. Raises GB510."""
@@ -124,8 +122,10 @@ def registered_name(host: Host, data: str) -> str | None:
     return name.removeprefix("system:node:") if name else None
 
 
-def data_dir(host: Host) -> str:
-    """RKE2's data folder, as the files beside ours say. Raises GB510."""
+def data_dir(host: Host, ours: str | None = None) -> str:
+    """RKE2's data folder: a file after ours has the last word, then ours. Raises GB510."""
+    if ours and "data-dir" not in merged(host, later_files(host)).values:
+        return ours
     return setting(host, "data-dir") or DATA
 
 

@@ -44,7 +44,7 @@ class NodePassword:
 
     def check(self, host: Host) -> Finding:
         there = self._there(host)
-        registered = dropin.registered(host, self.data_dir or dropin.data_dir(host))
+        registered = dropin.registered(host, dropin.data_dir(host, self.data_dir))
         wanted = self._wanted(host)
         if registered:
             differs = isinstance(wanted, Secret) and there != wanted

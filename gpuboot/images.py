@@ -79,7 +79,7 @@ class ImagesPlaced:
 
     def folder(self, host: Host) -> str:
         """Where RKE2 looks for archives."""
-        return f"{self.data_dir or dropin.data_dir(host)}/agent/images"
+        return f"{dropin.data_dir(host, self.data_dir)}/agent/images"
 
     def version(self, host: Host) -> str | None:
         """The release whose archives are wanted."""
