@@ -24,7 +24,8 @@ ENABLED = "/etc/systemd/system/multi-user.target.wants/gpuboot.service"
 RANCHER_DROP_IN = "/etc/rancher/rke2/config.yaml.d/50-rancher.yaml"
 INTERLOCK = "/var/lib/rancher/agent/interlock/applyinator-active"
 OPT = "/opt/rke2"  # where RKE2 goes if /usr/local is no place for it (rke2 install.sh)
-BINARIES = ("/usr/local/bin/rke2", f"{OPT}/bin/rke2", "/usr/bin/rke2")
+UNPACKED = (f"{release.PREFIX}/bin/rke2", f"{OPT}/bin/rke2")  # by us, or by rke2's install.sh
+BINARIES = (*UNPACKED, "/usr/bin/rke2")
 # In systemd's own order: the first that has a unit is the one that counts (systemd.unit(5)).
 UNIT_FOLDERS = (
     "/etc/systemd/system",
@@ -52,14 +53,14 @@ NOT_STARTING = Code(
     ("Its unit is masked, or a condition other than gpuboot's hold stands in the way.",),
     ("systemctl status rke2-agent", "journalctl -u rke2-agent -n 50"),
 )
-PACKAGED = Code(
+NOT_OURS = Code(
     "GB507",
-    "RKE2 was installed as a package, and another version is wanted",
+    "RKE2 was installed by other means, and another version is wanted",
     (
-        "rke2.version pins a release, and the package on this node is of another one.",
-        "A tarball unpacked over a package would leave two halves of RKE2.",
+        "rke2.version pins a release, and RKE2 came as a package of another one.",
+        "The agent's unit starts an rke2 that somebody has put into a place of its own.",
     ),
-    ("dpkg -S /usr/bin/rke2", "gpuboot config show"),
+    ("systemctl cat rke2-agent", "dpkg -S /usr/bin/rke2", "gpuboot config show"),
 )
 OTHER_RELEASE = Code(
     "GB508",
@@ -130,11 +131,12 @@ class Rke2Installed:
             elsewhere = f"; it goes below {OPT}" if prefix(host) == OPT else ""
             return Pending(f"RKE2 is not installed{elsewhere}")
         if self.want.version and found != self.want.version:
-            if (program(host) or "").startswith("/usr/bin/"):
+            if (binary := program(host)) not in UNPACKED:
+                # A tarball beside it would not be what the unit starts, or would be half of each.
                 raise GpubootError(
-                    PACKAGED,
-                    f"RKE2 {found} was installed as a package, wanted is {self.want.version}",
-                    hint="install that version of the package, or take rke2.version out",
+                    NOT_OURS,
+                    f"{binary} is RKE2 {found} by other means, wanted is {self.want.version}",
+                    hint="install that version the same way, or take rke2.version out",
                     retry=True,
                 )
             return Pending(f"RKE2 {found} is installed, wanted is {self.want.version}")

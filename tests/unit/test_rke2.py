@@ -6,10 +6,11 @@ import pytest
 
 from gpuboot import rke2
 from gpuboot.errors import GpubootError
-from gpuboot.release import Release
+from gpuboot.release import CHECKSUMS, TARBALL, Release
 from gpuboot.rke2 import AGENT, AgentStarted, Rke2Installed
 from gpuboot.step import Ok, Pending
 from tests.unit.node import ABSENT, Node, reason
+from tests.unit.test_release import checksums, tarball
 
 VERSION, OLD = "v1.35.7+rke2r1", "v1.34.1+rke2r1"
 USUAL = "/usr/local/lib/systemd/system"
@@ -66,17 +67,37 @@ def test_a_program_without_a_unit_is_no_installation(node: Node) -> None:
     assert reason(installed().check(node.host), Pending) == "RKE2 is not installed"
 
 
-def test_a_package_of_another_version_is_not_unpacked_over(node: Node) -> None:
-    have(node, "/usr/bin/rke2", "/usr/lib/systemd/system", OLD)
+@pytest.mark.parametrize(
+    ("binary", "folder"),
+    [("/usr/bin/rke2", "/usr/lib/systemd/system"), ("/srv/by-hand/rke2", "/etc/systemd/system")],
+)
+def test_one_of_another_version_that_came_otherwise_is_not_unpacked_over(
+    node: Node, binary: str, folder: str
+) -> None:
+    have(node, binary, folder, OLD)
     with pytest.raises(GpubootError) as caught:
         installed().check(node.host)
     assert (caught.value.code.id, caught.value.retry) == ("GB507", True)
+    assert caught.value.message.startswith(f"{binary} is RKE2 {OLD}")
 
 
-def test_another_version_from_a_tarball_is_replaced(node: Node) -> None:
-    have(node, "/usr/local/bin/rke2", version=OLD)
+@pytest.mark.parametrize("binary", rke2.UNPACKED)
+def test_another_version_from_a_tarball_is_replaced(node: Node, binary: str) -> None:
+    have(node, binary, version=OLD)
     assert "wanted is" in reason(installed().check(node.host), Pending)
     assert reason(installed(None, "latest").check(node.host), Ok)
+
+
+def test_a_folder_with_another_release_is_told_as_that(node: Node) -> None:
+    content = tarball()
+    node.put(f"/srv/rke2/{TARBALL}", content)
+    node.put(f"/srv/rke2/{CHECKSUMS}", checksums(content))
+    node.answers["systemctl daemon-reload"] = ""
+    node.answers["/usr/local/bin/rke2 --version"] = f"rke2 version {OLD} (c0ffee)\n"
+    with pytest.raises(GpubootError) as caught:
+        installed().apply(node.host)
+    assert (caught.value.code.id, caught.value.retry) == ("GB508", True)
+    assert caught.value.message == f"/srv/rke2 has RKE2 {OLD} as {VERSION}"
 
 
 # -- where it goes
