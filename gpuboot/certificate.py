@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-import re
+import base64
+from contextlib import suppress
 
-PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s+(.*?)\s+-----END CERTIFICATE-----", re.DOTALL)
-
+_COMMON_NAME = b"\x55\x04\x03"
 # The parts of a name that say who it is, by their object identifiers (RFC 5280 A.1), DER.
-_TOLD = {b"\x55\x04\x03": "CN", b"\x55\x04\x0a": "O"}
+_TOLD = {_COMMON_NAME: "CN", b"\x55\x04\x0a": "O"}
+
+
+def ders(pem: bytes) -> list[bytes]:
+    """The certificates in a bundle, taken apart in time that grows only with its size.
+
+    Raises ValueError.
+    """
+    parts = pem.split(b"-----BEGIN CERTIFICATE-----")[1:]
+    ended = [part.partition(b"-----END CERTIFICATE-----") for part in parts]
+    return [base64.b64decode(body) for body, end, _ in ended if end]
+
+
+def common_name(pem: bytes) -> str | None:
+    """The common name of the first certificate's subject; None if it cannot be taken apart."""
+    with suppress(ValueError, IndexError):
+        _, subject = names(ders(pem)[0])
+        for kind, value, *_ in [_parts(_parts(one)[0]) for one in _parts(subject)]:
+            if kind == _COMMON_NAME:
+                return value.decode("utf-8")
+    return None
 
 
 def names(der: bytes) -> tuple[bytes, bytes]:
@@ -37,13 +57,14 @@ def issuer(der: bytes) -> str | None:
 def _parts(der: bytes) -> list[bytes]:
     """The contents of the DER values that follow each other. Raises IndexError when cut off."""
     parts = []
-    while der:
-        length, start = der[1], 2
+    at = 0
+    while at < len(der):
+        length, start = der[at + 1], at + 2
         if length & 0x80:
             start += length & 0x7F
-            length = int.from_bytes(der[2:start], "big")
-        if len(der) < start + length:
+            length = int.from_bytes(der[at + 2 : start], "big")
+        at = start + length
+        if len(der) < at:
             raise IndexError
-        parts.append(der[start : start + length])
-        der = der[start + length :]
+        parts.append(der[start:at])
     return parts

@@ -347,12 +347,16 @@ def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
         raise click.UsageError(f"unknown code {', '.join(unknown)}; all of them: gpuboot explain")
     if "GB001" in ignored:
         raise click.UsageError("no walk begins with a wrong configuration: GB001 cannot be ignored")
-    troubles = survey.survey(_host(), root=os.geteuid() == 0)
+    host = _host()
+    troubles = survey.survey(host, root=os.geteuid() == 0)
+    warnings = survey.warnings(host)
     told = [{**asdict(trouble), "ignored": trouble.code in ignored} for trouble in troubles]
     stands = any(not one["ignored"] for one in told)
     if as_json:
-        _json({"schema": 1, "ok": not stands, "troubles": told})
+        _json({"schema": 1, "ok": not stands, "troubles": told, "warnings": warnings})
         sys.exit(1 if stands else 0)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     for one in told:
         mark = "ignored " if one["ignored"] else ""
         click.echo(f"{mark}{one['code']}  {one['message']}\n        next: {one['hint']}")

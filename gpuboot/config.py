@@ -10,24 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import labels, reader
+from gpuboot import reader, settings
 from gpuboot.errors import Code, GpubootError
 from gpuboot.kinds import (
     ADMIN_LABEL,
+    ARCHIVE,
     AUTO,
     BOOLEAN,
     DURATION,
-    HTTPS,
     KEY,
-    LABEL,
-    NODE_NAME,
+    NODE_PASSWORD,
     PATH,
     PROXY,
     SHA256,
     SOURCE,
-    TAINT,
     TEXT,
-    TOKEN,
     VERSION,
     WEB,
     choice,
@@ -37,13 +34,15 @@ from gpuboot.kinds import (
 )
 from gpuboot.reader import Problem, Reader, key, keys
 from gpuboot.secret import Secret
+from gpuboot.settings import Agent
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
 
 FILE = "/etc/gpuboot/config.yaml"
 FOLDER = "/etc/gpuboot/config.d"
-SERVER = "rke2.config.server"
+# Keys of rke2 that only an RKE2 of ours has.
+AGENT_ONLY = ("version", "channel", "sha256", "images", "node-password", "node-password-file")
 
 CONFIG_WRONG = Code(
     "GB001",
@@ -116,65 +115,6 @@ class Toolkit:
     )  # fmt: skip
 
 
-def _text(doc: str) -> str | None:
-    return key(optional(TEXT), None, doc)
-
-
-def _flag(doc: str) -> bool | None:
-    return key(optional(BOOLEAN), None, doc)
-
-
-@dataclass(frozen=True)
-class Agent:
-    """RKE2's own agent settings, by RKE2's own names (rke2 pkg/cli/cmds/agent.go)."""
-
-    server: str | None = key(optional(HTTPS), None, "The supervisor, https://HOST:9345.")
-    token: Secret | None = key(optional(TOKEN), None, "The join token; rather token-file.")
-    token_file: str | None = key(optional(PATH), None, "A root-only file with the token.")
-    node_label: tuple[str, ...] = keys(LABEL, ["nvidia.com/gpu=present"], "Labels of this node.")
-    node_taint: tuple[str, ...] = keys(
-        TAINT,
-        ["nvidia.com/gpu=present:NoSchedule"],
-        "Taints of this node, at its registration.",
-    )
-    node_name: str | None = key(optional(NODE_NAME), None, "The Node's name.")
-    with_node_id: bool | None = _flag("Append an id of this machine to the Node's name.")
-    data_dir: str | None = key(optional(PATH), None, "RKE2's data folder.")
-    node_ip: tuple[str, ...] = keys(TEXT, [], "Addresses of this node.")
-    node_external_ip: tuple[str, ...] = keys(TEXT, [], "External addresses of this node.")
-    node_internal_dns: tuple[str, ...] = keys(TEXT, [], "Internal names of this node.")
-    node_external_dns: tuple[str, ...] = keys(TEXT, [], "External names of this node.")
-    bind_address: str | None = _text("The address RKE2 listens on.")
-    resolv_conf: str | None = _text("The kubelet's resolv.conf.")
-    kubelet_arg: tuple[str, ...] = keys(TEXT, [], "Arguments for the kubelet, key=value.")
-    kube_proxy_arg: tuple[str, ...] = keys(TEXT, [], "Arguments for kube-proxy, key=value.")
-    private_registry: str | None = _text("RKE2's registries file.")
-    selinux: bool | None = _flag("Run containerd with SELinux.")
-    lb_server_port: int | None = key(
-        optional(number(2, 65535)), None, "The agent's local balancer (6444)."
-    )
-    protect_kernel_defaults: bool | None = _flag("Refuse kernel settings unlike the kubelet's.")
-    snapshotter: str | None = _text("containerd's snapshotter.")
-    default_runtime: str | None = _text("containerd's default runtime, such as nvidia.")
-    container_runtime_endpoint: str | None = _text("Another container runtime's socket.")
-    disable_default_registry_endpoint: bool | None = _flag("Only mirrors from registries.yaml.")
-    nonroot_devices: bool | None = _flag("Let non-root containers use devices.")
-    image_credential_provider_bin_dir: str | None = _text("Credential provider programs.")
-    image_credential_provider_config: str | None = _text("Credential provider configuration.")
-    airgap_extra_registry: tuple[str, ...] = keys(TEXT, [], "Registries to tag images for.")
-    enable_pprof: bool | None = _flag("RKE2's profiling endpoint.")
-    debug: bool | None = _flag("RKE2's debug log.")
-    profile: str | None = key(
-        optional(choice("cis", "etcd")), None, "Hardening checks at RKE2's start."
-    )
-    cloud_provider_name: str | None = _text("A cloud provider's name.")
-    cloud_provider_config: str | None = _text("A cloud provider's configuration file.")
-    kubelet_path: str | None = _text("Another kubelet program.")
-    runtime_image: str | None = _text("Another image with RKE2's binaries.")
-    pause_image: str | None = _text("Another pause image.")
-    kube_proxy_image: str | None = _text("Another kube-proxy image.")
-
-
 @dataclass(frozen=True)
 class Rke2:
     """How the node joins its cluster."""
@@ -189,6 +129,17 @@ class Rke2:
         "RKE2's channel; its release is looked up once, at installation.",
     )  # fmt: skip
     sha256: str | None = key(optional(SHA256), None, "Pins the release tarball.")
+    images: tuple[str, ...] = keys(
+        ARCHIVE, [],
+        "Image archives of the release for a node without a registry, by the release's own names.",
+    )  # fmt: skip
+    node_password: Secret | None = key(
+        optional(NODE_PASSWORD), None,
+        "The node's password in the cluster, kept over rebuilds; rather node-password-file.",
+    )  # fmt: skip
+    node_password_file: str | None = key(
+        optional(PATH), None, "A root-only file with the node's password."
+    )
     config: Agent = field(default_factory=Agent)
     admin_labels: tuple[str, ...] = keys(
         ADMIN_LABEL, [], "Labels only an administrator can set; missing ones are reported."
@@ -205,7 +156,7 @@ class Reboot:
 
 @dataclass(frozen=True)
 class Proxy:
-    """The proxy for everything gpuboot fetches."""
+    """The proxy for everything gpuboot fetches, and in agent mode for rke2-agent."""
 
     http: Secret | None = key(optional(PROXY), None, "For http addresses.")
     https: Secret | None = key(optional(PROXY), None, "For https addresses.")
@@ -298,7 +249,12 @@ class Config:
 
     def secrets(self) -> list[Secret]:
         """Every secret that stands in the configuration itself."""
-        inline = [self.rke2.config.token, self.proxy.http, self.proxy.https]
+        inline = [
+            self.rke2.config.token,
+            self.rke2.node_password,
+            self.proxy.http,
+            self.proxy.https,
+        ]
         return [secret for secret in inline if secret]
 
 
@@ -337,8 +293,9 @@ def load(host: Host) -> Config:
     config = parse(reading)
     for secret in config.secrets():
         host.mask.add(secret)
-    if config.rke2.config.token_file:
-        host.mask.add(Secret(host.read(config.rke2.config.token_file) or ""))
+    for file in (config.rke2.config.token_file, config.rke2.node_password_file):
+        if file:
+            host.mask.add(Secret(host.read(file) or ""))
     if reading.problems:
         raise ConfigError(reading.problems)
     return config
@@ -362,6 +319,14 @@ def warnings(host: Host, config: Config) -> list[str]:
     ]
 
 
+def unwise(config: Config) -> list[str]:
+    """What is unwise before a join; a joined node has its release, and is not reminded."""
+    if config.mode != "agent" or not config.rke2.channel:
+        return []
+    what = f"{config.rke2.channel} may stand for an agent that is newer than the servers"
+    return [f"rke2.channel: {what}, which Kubernetes does not support; rke2.version pins it"]
+
+
 def _unsafe(host: Host, name: str) -> Problem | None:
     """A file that somebody but root can change is somebody else's root access."""
     try:
@@ -380,14 +345,17 @@ def _check(config: Config, reading: Reader) -> None:
     """Rules over more than one key."""
     agent = config.rke2.config
     # A server that could not be read was meant to be one all the same.
-    meant = "agent" if config.rke2.join == "auto" and reading.given(SERVER) else config.mode
+    meant = (
+        "agent" if config.rke2.join == "auto" and reading.given(settings.SERVER) else config.mode
+    )
     if meant == "agent":
-        _check_agent(config, reading)
+        settings.check_agent(agent, reading)
+        _check_password(config, reading)
     if meant == "rancher":
-        for name in ("version", "channel", "sha256"):
-            if getattr(config.rke2, name) is not None:
+        for name in AGENT_ONLY:
+            if getattr(config.rke2, name.replace("-", "_")):
                 reading.problem(f"rke2.{name}", "belongs to agent mode: Rancher installs RKE2")
-        for name in given(agent):
+        for name in settings.given(agent):
             if name not in ("node-label", "node-taint"):
                 reading.problem(
                     f"rke2.config.{name}",
@@ -398,39 +366,31 @@ def _check(config: Config, reading: Reader) -> None:
         reading.problem("rke2.channel", "stands beside rke2.version", "one of the two")
     if config.rke2.sha256 and not config.rke2.version:
         reading.problem("rke2.sha256", "pins a tarball but rke2.version is not set", "both")
-    if double := labels.twice(labels.taint(text) for text in agent.node_taint):
+    settings.check(agent, reading)
+    _check_images(config, reading)
+
+
+def _check_images(config: Config, reading: Reader) -> None:
+    images = config.rke2.images
+    if images and config.sources.rke2.url.startswith("http:"):
         reading.problem(
-            "rke2.config.node-taint",
-            f"taint {double.key}:{double.effect} stands twice, which ends rke2-agent",
-            "each key and effect once",
+            "rke2.images",
+            "cannot be verified: the checksum file comes over plain http",
+            "an https address or a local folder under sources.rke2.url",
         )
-    label_keys = [labels.label(text).key for text in agent.node_label]
-    for name in sorted({name for name in label_keys if label_keys.count(name) > 1}):
-        reading.problem("rke2.config.node-label", f"label {name} stands twice", "each key once")
-
-
-def _check_agent(config: Config, reading: Reader) -> None:
-    agent = config.rke2.config
-    if not agent.server and not reading.given(SERVER):
-        reading.problem("rke2.config.server", "is not set", "the supervisor, https://HOST:9345")
-    named = ("rke2.config.token", "rke2.config.token-file")
-    if not agent.token and not agent.token_file and not any(map(reading.given, named)):
-        reading.problem("rke2.config", "has neither token-file nor token", "one of the two")
-    if agent.token and agent.token_file:
-        reading.problem("rke2.config.token", "stands beside token-file", "one of the two")
-    if agent.node_external_ip and (agent.cloud_provider_name or agent.cloud_provider_config):
+    if images and config.rke2.config.container_runtime_endpoint:
         reading.problem(
-            "rke2.config.node-external-ip", "cannot stand beside a cloud provider", "one of them"
+            "rke2.images",
+            "stands beside container-runtime-endpoint: RKE2 imports into its own containerd only",
+            "one of the two",
         )
+    for name in sorted({name for name in images if images.count(name) > 1}):
+        reading.problem("rke2.images", f"{name} stands twice", "each archive once")
 
 
-def given(agent: Agent) -> dict[str, Any]:
-    """RKE2's settings that differ from the defaults, by RKE2's names."""
-    return {
-        item.name.replace("_", "-"): getattr(agent, item.name)
-        for item in fields(agent)
-        if getattr(agent, item.name) != item.default
-    }
+def _check_password(config: Config, reading: Reader) -> None:
+    if config.rke2.node_password and config.rke2.node_password_file:
+        reading.problem("rke2.node-password", "stands beside node-password-file", "one of the two")
 
 
 def effective(config: object) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from gpuboot import labels
+from gpuboot import certificate, labels
 from gpuboot.errors import Code, GpubootError
 from gpuboot.labels import Taint
 from gpuboot.secret import Secret
@@ -73,7 +74,7 @@ class Rke2Config:
         return {FILE: self.text(host)}
 
     def data_dir(self, host: Host) -> str:
-        return str(self.settings.get("data-dir") or data_dir(host))
+        return data_dir(host, self.settings.get("data-dir"))
 
     def text(self, host: Host, *, without_taints: bool = False) -> str:
         """The drop-in's wanted content. Raises GB510."""
@@ -86,7 +87,20 @@ class Rke2Config:
             content["node-label+"] = missing_labels
         if missing_taints and not without_taints:
             content["node-taint+"] = missing_taints
-        return json.dumps(content, indent=2) + "\n"
+        return _yaml(content)
+
+
+def _yaml(content: Mapping[str, object]) -> str:
+    """JSON that YAML 1.1 reads the same (RKE2 has gopkg.in/yaml.v2).
+
+    Every text is in quotes, so none is bent. YAML takes no character as the two halves that JSON
+    would escape it with, so most stand there as they are; but not those that YAML takes for line
+    breaks, or takes nowhere.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return re.sub(
+        "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda char: f"\\u{ord(char[0]):04x}", text
+    )
 
 
 def _plain(value: object) -> object:
@@ -101,8 +115,17 @@ def registered(host: Host, data: str) -> bool:
     return host.exists(f"{data}/agent/client-kubelet.crt")
 
 
-def data_dir(host: Host) -> str:
-    """RKE2's data folder, as the files beside ours say. Raises GB510."""
+def registered_name(host: Host, data: str) -> str | None:
+    """The Node's name in the kubelet's certificate, whichever way RKE2 came by it."""
+    pem = host.read_bytes(f"{data}/agent/client-kubelet.crt")
+    name = certificate.common_name(pem) if pem else None
+    return name.removeprefix("system:node:") if name else None
+
+
+def data_dir(host: Host, ours: str | None = None) -> str:
+    """RKE2's data folder: a file after ours has the last word, then ours. Raises GB510."""
+    if ours and "data-dir" not in merged(host, later_files(host)).values:
+        return ours
     return setting(host, "data-dir") or DATA
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,17 @@ def pattern(regex: str, expected: str) -> Kind[str]:
         return text
 
     return Kind(parse, expected, {"type": ["string", "number"], "pattern": f"^(?:{regex})$"})
+
+
+def line(regex: str, expected: str) -> Kind[str]:
+    """A text on one line, of this form; what it says beyond that is the reader's business."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(regex, _text(text), re.ASCII):
+            raise Wrong(f"{quoted(text)} does not fit")
+        return text
+
+    return Kind(parse, expected, {"type": "string", "pattern": f"^(?:{regex})$"})
 
 
 def optional(kind: Kind[T], word: str = "-") -> Kind[T | None]:
@@ -188,20 +200,73 @@ def _absolute(text: str) -> str:
     return _text(text)
 
 
+def _folder(text: str) -> str:
+    folder = _absolute(text).rstrip("/")
+    if not folder:
+        raise Wrong(f"{quoted(text)} is the whole file system")
+    return folder
+
+
+def _server(text: str) -> str:
+    address = _url("https")(text)
+    try:
+        port = urlsplit(address).port
+    except ValueError as error:
+        raise Wrong(f"{quoted(text)}: {error}") from None
+    if port == 6443:
+        raise Wrong(f"{quoted(text)} is the API server's port, where no agent can join")
+    return address
+
+
+def _address(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise Wrong(f"{quoted(text)} is no IP address") from None
+    return text
+
+
+def _registry(text: str) -> str:
+    if "://" in text or "," in text:
+        raise Wrong(f"{quoted(text)} is no registry's name")
+    return _text(text)
+
+
+def _node_password(text: str) -> Secret:
+    # It travels in an HTTP header (k3s pkg/agent/config/config.go), and RKE2 strips blanks.
+    if not re.fullmatch(r"[!-~]{16,128}", text.strip()):
+        raise Wrong("is not 16 to 128 letters, digits and signs of ASCII without blanks")
+    return Secret(text.strip())
+
+
 _string = {"type": "string"}
 LABEL = Kind(_ruled(labels.own_label), "key=value that a node may set itself", _string)
 ADMIN_LABEL = Kind(_ruled(labels.label), "key=value", _string)
 TAINT = Kind(_ruled(labels.taint), "key=value:effect", _string)
 NODE_NAME = Kind(_ruled(labels.node_name), "a node name", _string)
 PATH = Kind(_absolute, "an absolute path", {"type": "string", "pattern": "^/"})
+FOLDER = Kind(_folder, "an absolute path", {"type": "string", "pattern": "^/"})
+ADDRESS = Kind(_address, "an IP address", _string)
+NAME = pattern(r"[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?", "a DNS name")
+# RKE2 takes the dashes off, the program that gets it needs the value (k3s pkg/util/args.go).
+ARGUMENT = line(r"[A-Za-z0-9][-A-Za-z0-9.]*=.+", "name=value, without -- before it")
+MOUNT = line(r"/[^:]*:/[^:]*(:(ro|rw))?", "/here:/there, with :ro or :rw or without")
+ENVIRONMENT = line(r"[A-Za-z_][A-Za-z0-9_]*=.*", "NAME=value")
+REGISTRY = Kind(_registry, "a registry such as registry.example.com:5000", _string)
+ARCHIVE = pattern(
+    r"[A-Za-z0-9][-A-Za-z0-9._]*\.tar(\.zst|\.gz)?",
+    "an archive such as rke2-images.linux-amd64.tar.zst",
+)
 SOURCE = Kind(_source, "an https or http address, or a local folder", _string)
 WEB = Kind(_url("https", "http"), "an https or http address", _string)
-HTTPS = Kind(_url("https"), "an https address", {"type": "string", "pattern": "^https://"})
+SERVER_ADDRESS = Kind(_server, "an https address", {"type": "string", "pattern": "^https://"})
 SECRET = Kind(_secret, "a text on one line", {"type": "string", "writeOnly": True})
 PROXY = Kind(_proxy, "http://[USER:PASSWORD@]HOST:PORT", SECRET.schema)
+NODE_PASSWORD = Kind(_node_password, "a password of 16 to 128 characters", SECRET.schema)
 TOKEN = Kind(_join_token, "a token such as K10<hash>::node:<password>", SECRET.schema)
 SHA256 = pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")
-VERSION = pattern(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", "a release such as v1.35.7+rke2r1")
+RELEASE = r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+"
+VERSION = pattern(RELEASE, "a release such as v1.35.7+rke2r1")
 BRANCH = pattern(r"[0-9]{3}(\.[0-9]+){0,2}", "a driver branch such as 580")
 AUTO = optional(BRANCH, "auto")
 

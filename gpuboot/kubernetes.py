@@ -266,6 +266,8 @@ class NodeJoined:
         return [*own, *beside, RKE2_FOLDER, *([str(token)] if token else []), *ENVIRONMENT, RUNTIME]
 
     def _own_name(self, host: Host) -> str:
+        if name := dropin.registered_name(host, self.config.data_dir(host)):
+            return name
         wanted = self.node_name or dropin.setting(host, "node-name")
         with_id = self.with_node_id or dropin.setting(host, "with-node-id") == "true"
         return apiserver.own_name(host, wanted, with_id=with_id)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from gpuboot import config as configs
-from gpuboot import labels, packages, sources, web
+from gpuboot import labels, packages, settings, sources, web
 from gpuboot.dkms import DriverBuilt
 from gpuboot.dropin import Rke2Config
+from gpuboot.identity import NodePassword
+from gpuboot.images import ImagesPlaced
 from gpuboot.kubernetes import NodeJoined
 from gpuboot.nvidia import DriverLoaded, GpuPresent, GpusAnswer, NouveauBlocked
 from gpuboot.packages import Packages
 from gpuboot.preflight import Preflight
+from gpuboot.proxy import AgentProxy
 from gpuboot.release import Release
 from gpuboot.rke2 import AgentStarted, RancherPlan, Rke2Hold, Rke2Installed
 from gpuboot.sources import OwnArchive, PackageSources, Source
@@ -81,8 +84,11 @@ def build(config: Config, facts: Facts) -> Plan:
 def bare(config: Config) -> tuple[Step, ...]:
     """The way into the cluster without the GPU's labels and taints (on-gpu-failure: join)."""
     agent = config.rke2.config
+    runtime = agent.default_runtime
     plain = replace(
         agent,
+        # RKE2 ends if its default runtime is not there, and without a GPU nobody has put it there.
+        default_runtime=None if runtime and runtime.startswith("nvidia") else runtime,
         node_label=tuple(text for text in agent.node_label if not text.startswith(GPU_PREFIX)),
         node_taint=tuple(text for text in agent.node_taint if not text.startswith(GPU_PREFIX)),
     )
@@ -101,23 +107,34 @@ def _join(config: Config, unwanted: tuple[str, ...] = ()) -> tuple[Step, ...]:
     if config.mode == "rancher":
         return (RancherPlan(), drop_in, AgentStarted("rancher"), joined)
     if config.mode == "agent":
-        source = config.sources.rke2
-        release = Release(
-            config.rke2.version, config.rke2.channel, config.rke2.sha256,
-            source.url, source.channels,
-        )  # fmt: skip
-        supervisor = SupervisorAnswers(
-            str(agent.server), agent.token, agent.token_file, agent.data_dir
-        )
-        return (Rke2Installed(release), drop_in, supervisor, AgentStarted("agent"), joined)
+        return (*_agent(config, drop_in), AgentStarted("agent"), joined)
     return ()
+
+
+def _agent(config: Config, drop_in: Rke2Config) -> tuple[Step, ...]:
+    """What comes before the agent's start where no Rancher does it."""
+    want, agent, source = config.rke2, config.rke2.config, config.sources.rke2
+    release = Release(want.version, want.channel, want.sha256, source.url, source.channels)
+    images = ImagesPlaced(release, want.images, agent.data_dir)
+    password = NodePassword(want.node_password, want.node_password_file, agent.data_dir)
+    server = str(agent.server)
+    return (
+        Rke2Installed(release),
+        *((images,) if want.images else ()),
+        drop_in,
+        *((password,) if want.node_password or want.node_password_file else ()),
+        AgentProxy(
+            config.proxy.http, config.proxy.https, config.proxy.no_proxy, server, agent.node_ip
+        ),
+        SupervisorAnswers(server, agent.token, agent.token_file, agent.data_dir),
+    )
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
     """RKE2's own keys for the drop-in; in rancher mode they are Rancher's business."""
     if config.mode != "agent":
         return {}
-    given = configs.given(config.rke2.config)
+    given = settings.given(config.rke2.config)
     return {key: value for key, value in given.items() if key not in ("node-label", "node-taint")}
 
 
@@ -131,9 +148,14 @@ def _sources(config: Config, facts: Facts) -> tuple[Source | OwnArchive, ...]:
 
 
 def proxy(config: Config) -> web.Proxy:
-    """The proxy settings with their passwords, for whoever fetches something."""
+    """The proxy settings with their passwords, for whoever fetches something.
+
+    RKE2 itself reaches its server directly, so asking that through a proxy would prove nothing.
+    """
 
     def text(secret: Secret | None) -> str | None:
         return secret.reveal() if secret else None
 
-    return web.Proxy(text(config.proxy.http), text(config.proxy.https), config.proxy.no_proxy)
+    server = urlsplit(config.rke2.config.server or "").hostname
+    direct = dict.fromkeys((*config.proxy.no_proxy, *((server,) if server else ())))
+    return web.Proxy(text(config.proxy.http), text(config.proxy.https), tuple(direct))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpuboot import apt, config, facts, findings, kernel, plan, preflight, release, rke2, sources
 from gpuboot.errors import GpubootError
 from gpuboot.host import write_failed
+from gpuboot.images import ImagesPlaced
 from gpuboot.nvidia import RIVALS
 from gpuboot.packages import Packages
 from gpuboot.secret import MASK
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 DRIVER = "nvidia-kernel-dkms"
 
-# A key of RKE2's that holds a secret, in a line of a difference: the old one may be unknown to us.
-_TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:).+', re.MULTILINE)
+# What holds a secret in a line of a difference: the old one may be unknown to us.
+_TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:|.HTTPS?_PROXY=).+', re.MULTILINE)
 # apt's settings for a state of its own. #clear: a program may hang on updates, and write.
 _PRIVATE = """\
 #clear APT::Update;
@@ -54,8 +55,8 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
     hint, drift; state ok, pending, drift, waiting, reboot, failed, or null where it was not looked
     at), `packages` (name, action, version, before, bytes; null where unknown), `download_bytes`,
     `held`, `files` (name, diff; null for a download), `units` that are enabled, `reboot` (answer:
-    no, maybe, yes; reason), `trusted` (what, by) and `trouble` (null, or why the packages are
-    names only: code, message, hint, evidence). Raises ConfigError and GB105.
+    no, maybe, yes; reason), `trusted` (what, by), `warnings` and `trouble` (null, or why the
+    packages are names only: code, message, hint, evidence). Raises ConfigError and GB105.
     """
     wanted = config.load(host)
     host.web.proxy = plan.proxy(wanted)
@@ -82,6 +83,7 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
                   for unit in step.enables(host)],
         "reboot": _reboot(host, wanted, machine, steps, packages, live=live),
         "trusted": _trusted(wanted, {step.name for step in acting}),
+        "warnings": config.unwise(wanted),
         "trouble": trouble,
     }  # fmt: skip
 
@@ -108,6 +110,7 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
         "units": [],
         "reboot": _rivals(machine) or _no_reboot(machine),
         "trusted": _trusted(wanted, {step.name for step in road.steps}),
+        "warnings": config.unwise(wanted),
         "trouble": None,
     }
 
@@ -207,12 +210,18 @@ def _trusted(wanted: Config, acting: set[str]) -> list[dict[str, str]]:
     if rke2.Rke2Installed.name in acting and (want.version or want.channel):
         what = f"RKE2 {want.version}" if want.version else f"RKE2 of channel {want.channel}"
         found.append({"what": what, "by": _release_trusted(wanted)})
+    if ImagesPlaced.name in acting:
+        by = _listed(wanted).partition(";")[0]
+        found.append({"what": "image archives of RKE2", "by": by})
     return found
 
 
 def _release_trusted(wanted: Config) -> str:
-    if wanted.rke2.sha256:
-        return "rke2.sha256"
+    return "rke2.sha256" if wanted.rke2.sha256 else _listed(wanted)
+
+
+def _listed(wanted: Config) -> str:
+    """What the release's own list of checksums is worth."""
     if wanted.sources.rke2.url.startswith("/"):
         return "its checksum file in the same folder"
     if wanted.sources.rke2.url.startswith("http:"):

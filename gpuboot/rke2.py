@@ -23,11 +23,14 @@ HOLD = "/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf"
 ENABLED = "/etc/systemd/system/multi-user.target.wants/gpuboot.service"
 RANCHER_DROP_IN = "/etc/rancher/rke2/config.yaml.d/50-rancher.yaml"
 INTERLOCK = "/var/lib/rancher/agent/interlock/applyinator-active"
-BINARIES = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
+OPT = "/opt/rke2"  # where RKE2 goes if /usr/local is no place for it (rke2 install.sh)
+UNPACKED = (f"{release.PREFIX}/bin/rke2", f"{OPT}/bin/rke2")  # by us, or by rke2's install.sh
+BINARIES = (*UNPACKED, "/usr/bin/rke2")
+# In systemd's own order: the first that has a unit is the one that counts (systemd.unit(5)).
 UNIT_FOLDERS = (
     "/etc/systemd/system",
+    "/run/systemd/system",
     "/usr/local/lib/systemd/system",
-    "/opt/rke2/lib/systemd/system",
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 )
@@ -49,6 +52,24 @@ NOT_STARTING = Code(
     "rke2-agent does not start",
     ("Its unit is masked, or a condition other than gpuboot's hold stands in the way.",),
     ("systemctl status rke2-agent", "journalctl -u rke2-agent -n 50"),
+)
+NOT_OURS = Code(
+    "GB507",
+    "RKE2 was installed by other means, and another version is wanted",
+    (
+        "rke2.version pins a release, and RKE2 came as a package of another one.",
+        "The agent's unit starts an rke2 that somebody has put into a place of its own.",
+    ),
+    ("systemctl cat rke2-agent", "dpkg -S /usr/bin/rke2", "gpuboot config show"),
+)
+OTHER_RELEASE = Code(
+    "GB508",
+    "the source holds another release of RKE2 than the one that is wanted",
+    (
+        "A local folder without a folder for each release was filled with another one.",
+        "A mirror has a release under another one's name.",
+    ),
+    ("ls -R FOLDER", "gpuboot config show"),
 )
 NO_PLAN = Code(
     "GB520",
@@ -94,6 +115,7 @@ class Rke2Installed:
     disruptive: ClassVar[bool] = True
 
     want: release.Release
+    files: ClassVar[tuple[str, ...]] = (release.TARBALL,)  # what of a release it takes
 
     def check(self, host: Host) -> Finding:
         if systemd.unit(host, "rke2-server.service").enabled:
@@ -106,30 +128,69 @@ class Rke2Installed:
                     "RKE2 is not installed, and neither version nor channel is set",
                     "rke2.version, such as v1.35.7+rke2r1",
                 )])  # fmt: skip
-            return Pending("RKE2 is not installed")
+            elsewhere = f"; it goes below {OPT}" if prefix(host) == OPT else ""
+            return Pending(f"RKE2 is not installed{elsewhere}")
         if self.want.version and found != self.want.version:
+            if (binary := program(host)) not in UNPACKED:
+                # A tarball beside it would not be what the unit starts, or would be half of each.
+                raise GpubootError(
+                    NOT_OURS,
+                    f"{binary} is RKE2 {found} by other means, wanted is {self.want.version}",
+                    hint="install that version the same way, or take rke2.version out",
+                    retry=True,
+                )
             return Pending(f"RKE2 {found} is installed, wanted is {self.want.version}")
         return Ok(f"RKE2 {found} is installed")
 
     def apply(self, host: Host) -> None:
-        release.install(host, self.want)
+        release.install(host, self.want, prefix(host))
         systemd.reload_units(host)
+        found = installed_version(host)
+        if found and self.want.version and found != self.want.version:
+            raise GpubootError(
+                OTHER_RELEASE,
+                f"{self.want.url} has RKE2 {found} as {self.want.version}",
+                retry=True,
+            )
 
 
 def installed_version(host: Host) -> str | None:
     """The release of the rke2 program on this node; None if there is none that runs."""
-    for binary in BINARIES:
-        if host.exists(binary):
-            result = host.run([binary, "--version"], timeout=30)
-            match = re.search(r"rke2 version (v\S+)", result.out)
-            if match:
-                return match[1]
-    return None
+    binary = program(host)
+    if not binary or not host.exists(binary):
+        return None
+    result = host.run([binary, "--version"], timeout=30)
+    match = re.search(r"rke2 version (v\S+)", result.out)
+    return match[1] if match else None
+
+
+def program(host: Host) -> str | None:
+    """The rke2 that the agent's unit starts; where there is no such unit, the one that is there."""
+    unit = next((text for folder in UNIT_FOLDERS if (text := host.read(f"{folder}/{AGENT}"))), "")
+    match = re.search(r"^ExecStart=[-@:+!]*(/\S+/rke2)\s", unit, re.MULTILINE)
+    return match[1] if match else next((name for name in BINARIES if host.exists(name)), None)
 
 
 def has_unit(host: Host) -> bool:
     """Whether a unit file of rke2-agent is anywhere systemd looks."""
     return any(host.exists(f"{folder}/{AGENT}") for folder in UNIT_FOLDERS)
+
+
+def prefix(host: Host) -> str:
+    """Below which folder a release is unpacked: as RKE2's own installer decides.
+
+    /usr/local, unless that is read-only or a file system of its own; and where it already is.
+    """
+    if (program(host) or "").startswith(f"{OPT}/"):
+        return OPT
+    place, options = "", set[str]()
+    for line in (host.read("/proc/self/mountinfo") or "").splitlines():
+        # proc(5): ids and root, then mount point, options … - type, source, super options
+        fields = line.split()
+        point = fields[4] if len(fields) > 5 else ""
+        if point in ("/", "/usr", release.PREFIX) and len(point) >= len(place):
+            place, options = point, {*fields[5].split(","), *fields[-1].split(",")}
+    return OPT if place == release.PREFIX or "ro" in options else release.PREFIX
 
 
 def live(host: Host) -> bool:
@@ -181,8 +242,9 @@ class AgentStarted:
     def apply(self, host: Host) -> None:
         if not host.exists(GATE):
             host.write(GATE, "")
-        if not systemd.unit(host, AGENT).exists:
-            systemd.reload_units(host)  # the unit file came after systemd had looked for it
+        unit = systemd.unit(host, AGENT)
+        if not unit.live and (not unit.exists or systemd.stale(host, AGENT)):
+            systemd.reload_units(host)  # what systemd knows of it is older than its files
         if self.mode != "rancher":
             systemd.enable(host, AGENT)
         if not systemd.unit(host, AGENT).enabled:

@@ -159,6 +159,7 @@ def plan(found: dict[str, Any]) -> str:
     if found["units"]:
         lines.append(f"enabled: {', '.join(found['units'])}")
     lines += [f"trusted: {item['what']} by {item['by']}" for item in found["trusted"]]
+    lines += [click.style(f"warning: {text}", fg="yellow") for text in found["warnings"]]
     if found["live"]:
         lines.append("live: rke2-agent runs, so nothing disruptive is done before the next boot")
     lines.append(f"reboot: {found['reboot']['answer']} ({found['reboot']['reason']})")

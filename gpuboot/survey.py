@@ -9,10 +9,11 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gpuboot import apt, config, facts, plan, preflight, release, sources
+from gpuboot import apt, config, facts, plan, preflight, release, rke2, sources
 from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.findings import ROOT_ONLY
+from gpuboot.images import ImagesPlaced
 from gpuboot.packages import Packages
 from gpuboot.rke2 import Rke2Installed
 from gpuboot.sources import PackageSources
@@ -37,7 +38,7 @@ SLOW = 300  # seconds behind a server: what was signed a moment ago is not valid
 TIME_SERVICES = "/usr/lib/systemd/ntp-units.d"  # each package of one names its unit here
 # Steps that look at what others have to provide; the rest is the walk's own work.
 OUTSIDE = ("rke2-hold", "gpu-present", "package-sources", "rke2-installed", "rke2-config",
-           "supervisor-answers")  # fmt: skip
+           "node-password", "supervisor-answers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ def survey(host: Host, *, root: bool) -> list[Trouble]:
         for one in _found(host, root=root)
     )
     return list(dict.fromkeys(told))
+
+
+def warnings(host: Host) -> list[str]:
+    """What would stop no walk and is unwise all the same; none of a wrong configuration."""
+    try:
+        return config.unwise(config.load(host))
+    except GpubootError:
+        return []  # told as a trouble
 
 
 def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
@@ -151,18 +160,23 @@ class Servers:
                 yield from self._remote(address)
 
     def release(self, steps: Sequence[Step]) -> Iterator[Trouble]:
-        """RKE2's release, if it is not installed."""
-        step = next((step for step in steps if isinstance(step, Rke2Installed)), None)
-        if step is None or not _pending(self._host, step):
+        """RKE2's release and its image archives, as far as they are not in place."""
+        lacking = [step for step in steps if isinstance(step, Rke2Installed | ImagesPlaced)
+                   and _pending(self._host, step)]  # fmt: skip
+        if not lacking:
             return
-        address = step.want.url if step.want.version else step.want.channels
+        want = lacking[0].want
+        version = want.version or rke2.installed_version(self._host)
+        address = want.url if version else want.channels
         if urlsplit(address).hostname in self._away:
             return
         if unknown := self.unresolved(address):
             yield unknown
             return
+        names = [name for step in lacking for name in step.files]
         try:
-            release.available(self._host, step.want)
+            version = version or release.lookup(self._host, want)
+            release.available(self._host, want, version, names)
         except GpubootError as error:
             yield Trouble(error.code.id, _with_evidence(error), error.hint)
 

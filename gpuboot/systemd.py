@@ -81,6 +81,12 @@ def last_start(host: Host, name: str) -> Start | None:
     return Start(values.get("InvocationID", ""), int(values.get("MainPID") or 0), age)
 
 
+def stale(host: Host, name: str) -> bool:
+    """Whether a unit's files or drop-ins are newer than what systemd knows of it."""
+    text = host.run(["systemctl", "show", "--property", "NeedDaemonReload", name], timeout=30).out
+    return text.strip() == "NeedDaemonReload=yes"
+
+
 def enable(host: Host, name: str) -> None:
     """Enable without a daemon-reload, which can take the GPU from running containers."""
     host.must(["systemctl", "enable", "--no-reload", "--quiet", name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from contextlib import suppress
@@ -65,7 +64,7 @@ def ca_hash(bundle: bytes) -> str:
     without one RKE2 falls back to the raw bytes.)
     """
     with suppress(ValueError, IndexError):  # what cannot be taken apart is hashed as it is
-        certificates = [base64.b64decode(body) for body in certificate.PEM.findall(bundle)]
+        certificates = certificate.ders(bundle)
         if len(certificates) > 1 and (root := _root(certificates)):
             return hashlib.sha256(root).hexdigest()
     return hashlib.sha256(bundle).hexdigest()

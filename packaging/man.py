@@ -36,13 +36,14 @@ FILES: Rows = (
     ("/run/gpuboot/progress.json", "What `gpuboot status` reads before it looks."),
     ("/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf", "The hold on rke2-agent."),
     ("/etc/rancher/rke2/config.yaml.d/60-gpuboot.yaml", "What RKE2 is told by gpuboot."),
+    ("/etc/rancher/rke2/gpuboot-proxy.env", "The proxy of rke2-agent, if there is one."),
 )
 
 REMOVAL = """`systemctl disable --now gpuboot` lifts the hold on rke2-agent at once; removing the
 package does the same. Purging it also removes /etc/gpuboot, /var/lib/gpuboot and
 /var/cache/gpuboot, but leaves what the node lives on: the driver, its apt sources, keys and holds,
 gpuboot.conf in /etc/modprobe.d, /etc/modules-load.d and systemd-modules-load.service.d, RKE2 with
-60-gpuboot.yaml, and any file that RKE2's configuration names.
+60-gpuboot.yaml and its proxy, and any file that RKE2's configuration names.
 /usr/share/doc/gpuboot/README.Debian has the list."""
 
 

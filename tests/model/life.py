@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,13 @@ sources:
   toolkit: {{url: http://archive/toolkit, key: /keys/archive.gpg}}
   rke2: {{url: https://releases}}
 """
+IMAGES = "rke2-images.linux-amd64.tar.zst"
+OFFLINE = (
+    CONFIG.replace("https://releases", "/srv/rke2").replace(
+        "  config:", f"  images: [{IMAGES}]\n  node-password: staple-staple-staple\n  config:"
+    )
+    + "proxy: {http: 'http://me:paperclip@proxy:3128', no-proxy: [.lan]}\n"
+)
 MOST_BOOTS = 8
 RELEASE = tarball()
 
@@ -74,7 +82,19 @@ def older_rke2(machine: Machine) -> None:
     machine.put("/usr/local/lib/systemd/system/rke2-agent.service", "[Service]\n")
 
 
-STARTS = [fresh, busy, idle, interrupted, baked, cloned, corrupt, older_rke2]
+def offline(machine: Machine) -> None:
+    """The release and its images in a folder on the node; a proxy, and a password of its own."""
+    files = {"rke2.linux-amd64.tar.gz": RELEASE, IMAGES: b"images"}
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()]
+    for name, content in {**files, "sha256sum-amd64.txt": "".join(lines).encode()}.items():
+        path = machine.path(f"/srv/rke2/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    machine.put("/etc/gpuboot/config.yaml", OFFLINE)
+    machine.path("/etc/gpuboot/config.yaml").chmod(0o600)
+
+
+STARTS = [fresh, busy, idle, interrupted, baked, cloned, corrupt, older_rke2, offline]
 
 
 def prepare(root: Path, start: Callable[[Machine], None]) -> Machine:

@@ -356,6 +356,9 @@ class Machine:
     def _nvidia_ctk(self, _: list[str]) -> Result:
         return Result(0, self.text("/var/run/cdi/nvidia.yaml"))
 
+    def _ip(self, _: list[str]) -> Result:
+        return Result(0, '[{"dst": "192.0.2.1", "dev": "eth0", "prefsrc": "10.0.0.5"}]')
+
     def _rke2(self, _: list[str]) -> Result:
         return Result(0, f"rke2 version {self.text('/usr/local/bin/rke2').strip()} (abc)\n")
 

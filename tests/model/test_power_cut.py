@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gpuboot import agent, status
 from tests.conftest import Figure
 from tests.model.disk import Fuse, PowerCut
 from tests.model.life import (
+    IMAGES,
     STARTS,
     baked,
     busy,
@@ -20,6 +22,7 @@ from tests.model.life import (
     idle,
     interrupted,
     live,
+    offline,
     older_rke2,
     prepare,
     uncut,
@@ -39,7 +42,8 @@ def test_a_power_cut_at_any_instant_converges_to_the_uncut_state(
 
 
 # Starts that have the same end; each group is one search.
-GROUPS = [(fresh, older_rke2), (corrupt,), (busy, cloned), (interrupted,), (idle,), (baked,)]
+GROUPS = [(fresh, older_rke2), (corrupt,), (busy, cloned), (interrupted,), (idle,), (baked,),
+          (offline,)]  # fmt: skip
 
 
 def test_the_groups_are_all_the_starts() -> None:
@@ -75,6 +79,18 @@ def test_the_power_can_really_be_cut(folder: Path) -> None:
 def test_the_reboots_are_as_many_as_needed(folder: Path, start: Callable[[Machine], None]) -> None:
     machine = uncut(folder / "node", start)
     assert machine.boots == (2 if machine.nouveau == "busy" else 1)
+
+
+def test_a_node_without_a_release_server_has_all_that_its_folder_gave(folder: Path) -> None:
+    machine = uncut(folder / "node", offline)
+    images = "/var/lib/rancher/rke2/agent/images"
+    assert machine.text(f"{images}/{IMAGES}") == "images"
+    assert machine.text("/etc/rancher/node/password") == "staple-staple-staple\n"
+    assert "paperclip" in machine.text("/etc/rancher/rke2/gpuboot-proxy.env")
+    told = [name for name, text in machine.persistent().items() if "paperclip" in text]
+    assert told == ["etc/gpuboot/config.yaml", "etc/rancher/rke2/gpuboot-proxy.env"]
+    for name in ("/run/gpuboot/progress.json", "/var/lib/gpuboot/checkpoint.json"):
+        assert not re.search("paperclip|staple-staple", machine.text(name))
 
 
 def test_a_second_walk_over_a_ready_node_changes_nothing(folder: Path) -> None:

@@ -15,6 +15,8 @@ from gpuboot import facts, findings, preview, show
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
 from gpuboot.host import Result
+from gpuboot.proxy import DROP_IN as PROXY_DROP_IN
+from gpuboot.proxy import FILE as PROXY_FILE
 from tests.model.cluster import TOKEN
 from tests.model.life import CONFIG, busy, fresh, live, prepare
 from tests.model.machine import DRIVER, KERNEL, Machine
@@ -184,7 +186,7 @@ def test_offline_asks_nobody(folder: Path) -> None:
 def test_what_only_root_can_read_is_left_out_for_others(folder: Path) -> None:
     found = planned(node(folder), root=False)
     unseen = {step["name"] for step in found["steps"] if step["state"] is None}
-    assert unseen == {"rke2-config", "supervisor-answers", "node-joined"}
+    assert unseen == {"rke2-config", "rke2-proxy", "supervisor-answers", "node-joined"}
     assert not any("rancher" in name for name in names(found))
 
 
@@ -214,6 +216,34 @@ def test_trouble_that_no_step_can_mend_is_told_with_code_and_next_command(folder
     shown = click.unstyle(show.plan(found))
     assert "contradicts nvidia.com/gpu=present in /etc/gpuboot/config.yaml [GB510]" in shown
     assert "next: make both say the same, then: gpuboot run" in shown
+
+
+AGENT_WITH_PROXY = CONFIG + "proxy: {https: 'http://me:battery-staple@proxy:3128'}\n"
+
+
+def test_a_proxy_is_told_with_its_files_and_without_its_password(folder: Path) -> None:
+    machine = node(folder)
+    machine.put(PROXY_FILE, 'HTTPS_PROXY="http://me:old-paperclip@proxy:3128"\n')
+    configure(machine, AGENT_WITH_PROXY)
+    found = planned(machine)
+    assert states(found)["rke2-proxy"] == "pending"
+    assert {PROXY_FILE, PROXY_DROP_IN} <= names(found)
+    shown = click.unstyle(show.plan(found))
+    assert f"+EnvironmentFile=-{PROXY_FILE}" in shown
+    assert "+HTTPS_PROXY= <secret>" in shown
+    for secret in ("battery-staple", "old-paperclip"):
+        assert secret not in json.dumps(found) + shown
+
+
+def test_a_channel_alone_is_warned_of_and_images_are_told_with_what_vouches(folder: Path) -> None:
+    machine = node(folder)
+    wanted = "channel: stable\n  images: [rke2-images.linux-amd64.tar.zst]"
+    configure(machine, CONFIG.replace("version: v1.35.7+rke2r1", wanted))
+    found = planned(machine)
+    shown = click.unstyle(show.plan(found))
+    assert "warning: rke2.channel: stable may stand for an agent that is newer" in shown
+    assert "trusted: image archives of RKE2 by TLS (its checksum file)" in shown
+    assert "/agent/images/rke2-images.linux-amd64.tar.zst (downloaded, and verified" in shown
 
 
 # -- the walk stays within it

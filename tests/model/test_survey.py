@@ -11,7 +11,7 @@ from gpuboot.host import Result
 from gpuboot.survey import Trouble
 from gpuboot.web import Answer
 from tests.model.cluster import TOKEN
-from tests.model.life import CONFIG, fresh, live, prepare
+from tests.model.life import CONFIG, fresh, live, offline, prepare
 from tests.model.machine import Machine
 from tests.unit.node import as_nobody
 
@@ -248,3 +248,53 @@ def test_a_node_that_has_all_needs_no_server(folder: Path) -> None:
     assert troubles(machine) == []
     machine.put("/usr/local/bin/rke2", "v1.34.1+rke2r1\n")
     assert troubles(machine) == []  # another release is to be had; no archive is asked
+
+
+# -- image archives, the node's password, a channel
+
+IMAGES = "rke2-images.linux-amd64.tar.zst"
+
+
+def test_images_that_the_release_does_not_list_are_a_trouble(folder: Path) -> None:
+    machine = good(folder)
+    configure(machine, CONFIG.replace("  config:", f"  images: [{IMAGES}]\n  config:"))
+    found = troubles(machine)
+    assert [trouble.code for trouble in found] == ["GB504"]
+    assert f"has no line for {IMAGES}" in found[0].message
+
+
+def test_images_in_a_local_folder_are_looked_for_there(folder: Path) -> None:
+    machine = good(folder)
+    offline(machine)
+    assert codes(machine) == []
+    machine.path(f"/srv/rke2/{IMAGES}").unlink()
+    found = troubles(machine)
+    assert [(trouble.code, trouble.hint) for trouble in found] == [("GB504", "ls /srv/rke2")]
+
+
+def test_a_joined_node_misses_no_source(folder: Path) -> None:
+    machine = prepare(folder / "node", offline)
+    assert live(machine) == 0
+    for name in ("rke2.linux-amd64.tar.gz", "sha256sum-amd64.txt", IMAGES):
+        machine.path(f"/srv/rke2/{name}").unlink()
+    machine.__class__ = Names
+    assert codes(machine) == []
+
+
+def test_a_password_file_that_is_not_there_is_a_trouble(folder: Path) -> None:
+    machine = good(folder)
+    configure(machine, CONFIG.replace("  config:", "  node-password-file: /no\n  config:"))
+    assert codes(machine) == ["GB509"]
+
+
+def test_a_channel_alone_is_a_warning_and_no_trouble(folder: Path) -> None:
+    machine = good(folder)
+    configure(machine, CONFIG.replace("version: v1.35.7+rke2r1", "channel: stable"))
+    there = {"location": "https://github.com/rancher/rke2/releases/tag/v1.35.7%2Brke2r1"}
+    machine.cluster.pages["https://update.rke2.io/v1-release/channels/stable"] = Answer(
+        302, b"", there
+    )
+    assert codes(machine) == []
+    assert survey.warnings(machine.host())[0].startswith("rke2.channel: stable may stand for")
+    configure(machine, "gpus: 1\n")
+    assert survey.warnings(machine.host()) == []

@@ -49,7 +49,7 @@ _BEHIND_PROXY = {"archive.lab:80": "archive", "releases.lab:443": "releases"}
 _CLUSTER_HOSTS = ("cluster.lab", "10.88.0.1", "127.0.0.1", "localhost", "kubernetes", "10.43.0.1")
 _WRONG = ("intercepted", "other-cluster", "expired", "early")
 _TWO_YEARS = datetime.timedelta(days=730)
-_WEB_HOSTS = ("releases.lab", "archive.lab", "10.88.0.1", "127.0.0.1", "localhost")
+_WEB_HOSTS = ("releases.lab", "archive.lab", "mirror.lab", "10.88.0.1", "127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Cluster:
         self._ended.set()
 
     def _start_downloads(self, archive: Path, releases: Path, ports: Mapping[str, int]) -> None:
-        self._listen("archive", ports, files.archive(archive))
+        self._listen("archive", ports, files.plain(archive, releases))
         self._listen("releases", ports, files.releases(releases), "web")
 
     def _start_cluster(self, ports: Mapping[str, int]) -> None:

@@ -35,6 +35,7 @@ class Node:
     cgroup: Path
     boots: list[str] = field(default_factory=list)
     wired: bool = True  # the network cable is in
+    mounts: tuple[str, ...] = ()  # options of systemd-nspawn
     _process: subprocess.Popen[bytes] | None = None
     _leader: int = 0
 
@@ -45,7 +46,7 @@ class Node:
         nspawn = [
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=off",
             "--link-journal=no", "--timezone=off", network,
-            f"--machine={self.name}", "--boot", f"--directory={self.tree}",
+            f"--machine={self.name}", "--boot", f"--directory={self.tree}", *self.mounts,
         ]  # fmt: skip
         # Two nodes side by side must not share a cgroup, so each goes into its own first.
         move = f'echo $$ > {shlex.quote(str(self.cgroup))}/cgroup.procs && exec "$@"'

@@ -5,16 +5,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 TARBALL = "rke2.linux-amd64.tar.gz"
+ALL_IMAGES = "rke2-images.linux-amd64.tar.zst"
+CORE_IMAGES = "rke2-images-core.linux-amd64.tar.gz"
 CHECKSUMS = "sha256sum-amd64.txt"
 
 _SOURCES = Path(__file__).parent / "standins/rke2"
 _TIME = 1_767_225_600  # 2026-01-01: the same sources always give the same bytes
+_BLOCK = 128 << 10  # the largest that a Zstandard frame may have
 _ZIP_TIME = (2026, 1, 1, 0, 0, 0)
 # What of the sources becomes the program; the rest of agent/ is its package.
 _MAIN = """\
@@ -27,18 +31,44 @@ sys.exit(main({version!r}, {commit!r}, sys.argv[1:]))
 
 
 def build(out: Path, version: str) -> str:
-    """Write OUT/VERSION/ with the tarball and the checksum file; returns the tarball's SHA-256."""
+    """Write OUT/VERSION/, a release with two image archives; returns its tarball's SHA-256.
+
+    The folder is also what upstream's installer takes for an offline one (facts/rke2.md §5).
+    """
     folder = out / version
     folder.mkdir(parents=True, exist_ok=True)
     binary = program(version)
-    tarball = _tarball(binary)
-    (folder / TARBALL).write_bytes(tarball)
-    (folder / "rke2.linux-amd64").write_bytes(binary)
-    digest = _sha256(tarball)
     # As upstream: all artefacts of the architecture, one of which is the other one's beginning.
-    lines = [f"{_sha256(binary)}  rke2.linux-amd64", f"{digest}  {TARBALL}"]
-    (folder / CHECKSUMS).write_text("\n".join(lines) + "\n")
-    return digest
+    files = {
+        "rke2.linux-amd64": binary,
+        ALL_IMAGES: _zstandard(_images(version, "rke2-runtime", "rke2-cloud-provider", "pause")),
+        CORE_IMAGES: gzip.compress(_images(version, "rke2-runtime", "pause"), mtime=_TIME),
+        TARBALL: _tarball(binary),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    lines = [f"{_sha256(content)}  {name}\n" for name, content in files.items()]
+    (folder / CHECKSUMS).write_text("".join(lines))
+    return _sha256(files[TARBALL])
+
+
+def _images(version: str, *names: str) -> bytes:
+    """An archive as `docker save` makes it, of images that nobody runs."""
+    tag = version.replace("+", "-")
+    entries = [
+        {"Config": "", "RepoTags": [f"rancher/{name}:{tag}"], "Layers": []} for name in names
+    ]
+    return _tar({"manifest.json": json.dumps(entries).encode()})
+
+
+def _zstandard(content: bytes) -> bytes:
+    """A Zstandard frame with the content as it is (RFC 8878 3.1.1): one piece, raw blocks."""
+    head = b"\x28\xb5\x2f\xfd\xa0" + len(content).to_bytes(4, "little")
+    pieces = [content[i : i + _BLOCK] for i in range(0, len(content), _BLOCK)]
+    blocks = [
+        (len(piece) << 3 | (piece is pieces[-1])).to_bytes(3, "little") + piece for piece in pieces
+    ]
+    return head + b"".join(blocks)
 
 
 def program(version: str) -> bytes:
@@ -60,10 +90,10 @@ def _tarball(binary: bytes) -> bytes:
         for path in bundle.rglob("*")
         if path.is_file()
     }
-    return _packed({**files, "bin/rke2": binary})
+    return gzip.compress(_tar({**files, "bin/rke2": binary}), mtime=_TIME)
 
 
-def _packed(files: Mapping[str, bytes]) -> bytes:
+def _tar(files: Mapping[str, bytes]) -> bytes:
     folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.GNU_FORMAT) as archive:
@@ -77,7 +107,7 @@ def _packed(files: Mapping[str, bytes]) -> bytes:
             entry.mode = 0o755 if name.startswith("bin/") else 0o644
             entry.size = len(files[name])
             archive.addfile(entry, io.BytesIO(files[name]))
-    return gzip.compress(plain.getvalue(), mtime=_TIME)
+    return plain.getvalue()
 
 
 def _sha256(content: bytes) -> str:

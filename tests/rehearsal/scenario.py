@@ -10,6 +10,8 @@ node.yaml (all keys but description are optional):
     cloud-init: present           # absent: it is not installed, and the rig writes config and token
     disk: 4G                      # the node's disk is no larger; M or G
     proxy: false                  # archive and releases can only be reached through @proxy@
+    release-folder: /srv/rke2     # RKE2's release and its images lie there on the node, flat
+    usr-local: writable           # or read-only, or mount (writable, a mount point of its own)
     gpus: [{slot: "0000:03:00.0", device: 1eb8}]   # fields of hardware.Gpu; [] for none
     nouveau: absent               # absent | idle (can be unloaded) | busy (cannot)
                                   # | stuck (cannot, and no blacklist keeps it out)
@@ -81,6 +83,12 @@ FOLDER = Path(__file__).parent / "scenarios"
 PLAIN = FOLDER / "plain.yaml"
 PLAIN_USER_DATA = FOLDER / "plain-user-data.yaml"
 NOUVEAU = ("absent", "idle", "busy", "stuck")
+# systemd-nspawn's options that make /usr/local of a node what it is to be.
+USR_LOCAL = {
+    "writable": (),
+    "read-only": ("--bind-ro=+/usr/local:/usr/local",),
+    "mount": ("--bind=+/usr/local:/usr/local",),
+}
 SIZE = re.compile(r"[1-9]\d*[MG]")
 T4 = {"slot": "0000:03:00.0", "device": "1eb8", "subsystem": "12a2"}
 PLACEHOLDER = re.compile(r"@([a-z0-9_]+)@")
@@ -99,6 +107,8 @@ class Setup:
     cloud_init: str
     disk: str | None
     proxy: bool
+    release_folder: str | None
+    usr_local: str
     gpus: tuple[Mapping[str, str], ...]
     nouveau: str
     initramfs: bool
@@ -218,6 +228,8 @@ def _setup(table: Table) -> Setup:
         cloud_init=table.choice("cloud-init", ("present", "absent"), "present"),
         disk=_size(table, "disk"),
         proxy=table.flag("proxy", default=False),
+        release_folder=table.optional_text("release-folder"),
+        usr_local=table.choice("usr-local", tuple(USR_LOCAL), "writable"),
         gpus=tuple(map(acts.gpu, table.rows("gpus"))) if "gpus" in table else (T4,),
         nouveau=table.choice("nouveau", NOUVEAU, "absent"),
         initramfs=table.flag("initramfs", default=True),

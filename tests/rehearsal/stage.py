@@ -13,7 +13,7 @@ from typing import Literal, cast
 from tests.rehearsal import acts, hardware, lab, tree
 from tests.rehearsal.node import Node
 from tests.rehearsal.report import Watch, say
-from tests.rehearsal.scenario import PLAIN, Scenario, fill, fill_text
+from tests.rehearsal.scenario import PLAIN, USR_LOCAL, Scenario, fill, fill_text
 
 NODE_ADDRESS = "10.88.0.{}"
 FIRST_ADDRESS = 11
@@ -111,9 +111,12 @@ def _node(scenario: Scenario, ground: tree.Ground, run: Path, number: int) -> It
         hardware.configure(root, machine)
         seed = tree.Seed(name, NODE_ADDRESS.format(FIRST_ADDRESS + number), user_data)
         tree.plant(root, seed, behind_proxy=setup.proxy)
+        if setup.release_folder:
+            tree.lay_release(root, ground.releases, setup.release_folder)
         if setup.cloud_init == "absent":
             tree.without_cloud_init(root, config, ground.token)
-        node = Node(name, root, folder / "console.log", group)
+        mounts = USR_LOCAL[setup.usr_local]
+        node = Node(name, root, folder / "console.log", group, mounts=mounts)
         stage = Stage(
             scenario, ground, folder, user_data,
             acts.Stage(node, run / "servers", machine, fill_act),

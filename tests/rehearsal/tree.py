@@ -28,7 +28,7 @@ from tests.rehearsal.report import RigError, say
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
 RKE2_VERSION = "v1.35.7+rke2r1"
-HOSTS = "archive.lab releases.lab cluster.lab proxy.lab"
+HOSTS = "archive.lab releases.lab mirror.lab cluster.lab proxy.lab"
 BEHIND_PROXY = "cluster.lab proxy.lab"
 ARCHIVE_KEY = "/usr/share/keyrings/lab-archive.gpg"
 TOOLKIT_KEY = "/usr/share/keyrings/lab-toolkit.gpg"
@@ -303,6 +303,11 @@ class Seed:
     hostname: str
     address: str
     user_data: str
+
+
+def lay_release(tree: Path, releases: Path, folder: str) -> None:
+    """Puts a release's files into a folder of the node, as somebody would who has no network."""
+    shutil.copytree(releases / RKE2_VERSION, tree / folder.lstrip("/"))
 
 
 def plant(tree: Path, seed: Seed, *, behind_proxy: bool = False) -> None:

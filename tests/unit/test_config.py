@@ -16,6 +16,7 @@ from gpuboot import config, reader
 from gpuboot.config import Config, ConfigError
 from gpuboot.reader import Reader
 from gpuboot.secret import Secret
+from gpuboot.settings import given as given_settings
 from tests.unit.node import Node
 
 HASH = "a" * 64
@@ -317,6 +318,12 @@ EXAMPLES = [
         f"rke2: {{channel: v1.35, config: {{server: '{SERVER}', token-file: /etc/t, debug: false,"
         " lb-server-port: 7000, node-ip: [10.0.0.1], kubelet-arg: ['max-pods=50'], profile: cis}}"
     ),
+    (
+        "rke2: {images: [a.tar.zst, b.tar.gz], node-password-file: /p, config: {token-file: /t,"
+        f" server: '{SERVER}', data-dir: /data/, with-node-id: true, default-runtime: nvidia,"
+        " kube-proxy-extra-mount: ['/a:/b:ro'], kube-proxy-extra-env: [A=b], node-ip: [10.0.0.1,"
+        " 'fd00::1'], control-plane-resource-limits: [kube-proxy-cpu=1]}}"
+    ),
     "toolkit: {version: 1.20.0-1}\nmonitor: {interval: 1h, textfile: /t.prom}",
     "rke2: {admin-labels: [node-role.kubernetes.io/gpu=true]}\nproxy: {no-proxy: [.lan, 10/8]}",
 ]
@@ -343,7 +350,7 @@ def test_the_effective_configuration_hides_secrets() -> None:
 
 def test_given_are_the_settings_that_are_no_defaults() -> None:
     agent = good(f"rke2: {{config: {{{AGENT}, node-label: [a=b]}}}}").rke2.config
-    assert config.given(agent) == {
+    assert given_settings(agent) == {
         "server": SERVER, "token": Secret(JOIN), "node-label": ("a=b",),
     }  # fmt: skip
 
@@ -526,6 +533,33 @@ def test_a_secret_that_others_can_read_is_warned_of(node: Node, mode: int, count
 def test_without_a_secret_nothing_is_warned_of(node: Node) -> None:
     node.put("/etc/gpuboot/config.yaml", "gpu: {count: 1}", mode=0o644)
     assert config.warnings(node.host, config.load(node.host)) == []
+
+
+@pytest.mark.parametrize(
+    ("rke2", "unwise"),
+    [
+        (f"channel: stable, config: {{{AGENT}}}", True),
+        (f"version: v1.35.7+rke2r1, config: {{{AGENT}}}", False),
+        (f"config: {{{AGENT}}}", False),
+        ("join: none, channel: stable", False),
+    ],
+)
+def test_a_channel_alone_is_unwise(rke2: str, *, unwise: bool) -> None:
+    found = config.unwise(good(f"rke2: {{{rke2}}}"))
+    assert [text.startswith("rke2.channel: stable may stand for") for text in found] == (
+        [True] * unwise
+    )
+
+
+def test_a_node_password_is_masked_wherever_it_comes_from(node: Node) -> None:
+    node.put("/secret", f"{PASSWORD}\n", mode=0o600)
+    text = f"rke2: {{node-password-file: /secret, config: {{server: {SERVER}, token-file: /t}}}}"
+    node.put("/etc/gpuboot/config.yaml", text, mode=0o600)
+    config.load(node.host)
+    assert node.host.mask(f"a {PASSWORD} b") == "a <secret> b"
+    inline = good(text.replace("node-password-file: /secret", f"node-password: {PASSWORD}"))
+    assert Secret(PASSWORD) in inline.secrets()
+    assert PASSWORD not in json.dumps(config.effective(inline)) + repr(inline)
 
 
 def test_a_dangling_link_is_a_problem(node: Node) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuboot import dropin
 from gpuboot.dropin import FILE, FOLDER, MAIN, Rke2Config
 from gpuboot.errors import GpubootError
 from gpuboot.secret import Secret
 from gpuboot.step import Ok, Pending
+from tests.rehearsal import pki
+from tests.rehearsal.standins.rke2.agent import document
 from tests.unit.node import Node, reason, settled
 
 LABEL, TAINT = "nvidia.com/gpu=present", "nvidia.com/gpu=present:NoSchedule"
@@ -175,6 +181,85 @@ def test_a_taint_that_a_later_file_adds_is_not_given_twice(node: Node, taint: st
     except GpubootError:
         return  # told, which is as good
     assert TAINT not in added
+
+
+# -- RKE2's own parser reads what was meant
+
+NASTY = [
+    "0123", "1e3", "yes", "no", "y", "off", "~", "null", "1_000", "0x1f", "0b11", "0o17", "1:30",
+    "-.inf", ".nan", "580.10", "2026-01-01", "2026-01-01T00:00:00Z", "<<", "=", "!tag", "&a", "*a",
+    "# no comment", "a # b", "a: b", "key: value", "- item", "[1, 2]", "{a: b}", "'", '"', '\\"',
+    "\\", "\\n", "\\u0041", "%", "@", "`", "|", ">", "?", "a=b,c", " blank ", "-", "---", "...",
+    "größe", "\u65e5\u672c", "\U0001f600", "\ufeffbom", "\ufffe", "\uffff", "\U0010fffd",
+    "\u00a0", "\x85", "\u2028",
+]  # fmt: skip
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def read_again(text: str) -> list[dict[str, object]]:
+    """The file as three parsers have it: yaml.v2's stand-in, PyYAML's YAML 1.1, and JSON."""
+    return [dict(document.pairs(text)), yaml.safe_load(text), json.loads(text)]
+
+
+@pytest.mark.parametrize("value", NASTY, ids=ascii)
+def test_no_text_is_bent_by_yaml_1_1(node: Node, value: str) -> None:
+    text = step(**{"pause-image": value, "kubelet-arg": (value, value)}).text(node.host)
+    for found in read_again(text):
+        assert (found["pause-image"], found["kubelet-arg"]) == (value, [value, value])
+
+
+@given(st.lists(ANY_TEXT, min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None, database=None)
+def test_no_text_at_all_is_bent_by_yaml_1_1(values: list[str]) -> None:
+    for found in read_again(dropin._yaml({"kubelet-arg": values, "node-name": values[0]})):
+        assert found == {"kubelet-arg": values, "node-name": values[0]}
+
+
+@pytest.mark.parametrize("value", ["", *NASTY], ids=ascii)
+def test_a_secret_is_not_bent_either(node: Node, value: str) -> None:
+    for found in read_again(step(token=Secret(value)).text(node.host)):
+        assert found["token"] == value
+
+
+def test_numbers_and_booleans_are_what_rke2_takes_for_flags(node: Node) -> None:
+    text = step(**{"lb-server-port": 7000, "debug": False, "selinux": True}).text(node.host)
+    found = dict(document.pairs(text))
+    assert (found["lb-server-port"], found["debug"], found["selinux"]) == ("7000", "false", "true")
+
+
+def test_no_half_of_a_character_is_written(node: Node) -> None:
+    text = step(**{"pause-image": "\U0001f600"}).text(node.host)
+    assert not re.search(r"\\u[dD][89a-fA-F]", text)  # yaml.v2 refuses it, and RKE2 ends
+
+
+# -- whose word counts
+
+
+@pytest.mark.parametrize(
+    ("files", "folder"),
+    [
+        ({}, "/ours"),
+        ({MAIN: "data-dir: /theirs"}, "/ours"),
+        ({f"{FOLDER}/90-x.yaml": "data-dir: /theirs"}, "/theirs"),
+    ],
+)
+def test_the_last_file_that_names_a_data_folder_counts(
+    node: Node, files: Mapping[str, str], folder: str
+) -> None:
+    for name, text in files.items():
+        node.put(name, text)
+    assert step(**{"data-dir": "/ours"}).data_dir(node.host) == folder
+
+
+def test_the_certificate_tells_the_nodes_name(node: Node) -> None:
+    data = "/var/lib/rancher/rke2"
+    assert dropin.registered_name(node.host, data) is None
+    node.put(f"{data}/agent/client-kubelet.crt", "certificate\n")
+    assert dropin.registered_name(node.host, data) is None
+    authority = pki.authority("rke2-client-ca@lab")
+    leaf = pki.leaf(authority, "system:node:gpu-1-0badcafe", ())
+    node.put(f"{data}/agent/client-kubelet.crt", leaf.certificate + authority.certificate)
+    assert dropin.registered_name(node.host, data) == "gpu-1-0badcafe"
 
 
 # -- whether it holds

@@ -141,15 +141,76 @@ def test_a_channel_stands_for_the_release_it_redirects_to(node: Node, location: 
     "answer",
     [
         Answer(404), Answer(200, b"v1.35.7+rke2r1"), Answer(302, b"", {"location": ""}),
-        Answer(302, b"", {"location": "https://x/releases/latest"}),
+        Answer(302, b"", {"location": "https://x/latest"}),
         Answer(302, b"", {"location": "https://x/..%2F..%2Fetc"}),
+        Answer(302, b"", {"location": "https://channels/odd"}),
+        Answer(302, b"", {"location": "http://x/v1.35.7%2Brke2r1"}),
+        Answer(200, b"", {"location": "https://x/v1.35.7%2Brke2r1"}),
     ],
     ids=str,
 )  # fmt: skip
 def test_a_channel_that_names_no_release_is_told(node: Node, answer: Answer) -> None:
     node.web.pages["https://channels/odd"] = answer
+    node.web.pages |= dict.fromkeys(("https://x/latest", "https://x/..%2F..%2Fetc"), Answer(404))
     error = refused(node, want(version=None, channel="odd"))
     assert (error.code.id, error.retry) == ("GB504", True)
+
+
+def test_a_channel_may_be_led_on_to_another_server(node: Node) -> None:
+    node.web.pages["https://channels/stable"] = Answer(301, b"", {"location": "/new/stable"})
+    elsewhere = "https://elsewhere/v1-release/channels/stable"
+    node.web.pages["https://channels/new/stable"] = Answer(307, b"", {"location": elsewhere})
+    there = "https://github.com/rancher/rke2/releases/tag/v1.35.7%2Brke2r1?x=y"
+    node.web.pages[elsewhere] = Answer(302, b"", {"location": there})
+    assert release.lookup(node.host, want(version=None, channel="stable")) == VERSION
+    assert there not in [asked.url for asked in node.web.asked]
+
+
+def test_a_channel_that_leads_in_a_circle_is_told(node: Node) -> None:
+    for here, there in (("a", "b"), ("b", "a")):
+        node.web.pages[f"https://channels/{here}"] = Answer(302, b"", {"location": f"/{there}"})
+    error = refused(node, want(version=None, channel="a"))
+    assert (error.code.id, error.retry) == ("GB504", True)
+    assert len(node.web.asked) == release.HOPS
+
+
+def test_a_channel_that_does_not_exist_is_told_as_that(node: Node) -> None:
+    node.web.pages["https://channels/v1.99"] = Answer(404)
+    error = refused(node, want(version=None, channel="v1.99"))
+    assert error.message == "https://channels/v1.99 answered 404: there seems to be no such channel"
+
+
+# -- another prefix
+
+AGENT_UNIT = "lib/systemd/system/rke2-agent.service"
+UNIT = b"""\
+[Service]
+EnvironmentFile=-/usr/local/lib/systemd/system/rke2-agent.env
+ExecStart=/usr/local/bin/rke2 agent
+"""
+
+
+def test_below_another_prefix_units_and_scripts_speak_of_it(node: Node) -> None:
+    unit = tarfile.TarInfo(AGENT_UNIT)
+    script = tarfile.TarInfo("bin/rke2-uninstall.sh")
+    names = {name: mode for name, mode in NAMES.items() if name != AGENT_UNIT}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member, content in ((unit, UNIT), (script, b"rm /usr/local/bin/rke2\n")):
+            member.size, member.mode = len(content), 0o755
+            archive.addfile(member, io.BytesIO(content))
+        for name, mode in names.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(name), mode
+            archive.addfile(member, io.BytesIO(name.encode()))
+    publish(node, gzip.compress(buffer.getvalue(), 1, mtime=0))
+    release.install(node.host, want(), "/opt/rke2")
+    found = node.text("/etc/systemd/system/rke2-agent.service")
+    assert found == UNIT.decode().replace("/usr/local", "/opt/rke2")
+    assert node.text("/opt/rke2/bin/rke2-uninstall.sh") == "rm /opt/rke2/bin/rke2\n"
+    assert node.text("/opt/rke2/bin/rke2") == "bin/rke2"
+    assert node.host.mode("/opt/rke2/lib/systemd/system/rke2-agent.env") == 0o600
+    assert not [name for name in node.files() if name.startswith("/usr/")]
 
 
 # -- refused
@@ -186,7 +247,7 @@ def test_a_checksum_file_without_the_tarball_is_refused(node: Node, sums: bytes)
 
 def test_a_local_folder_without_the_release_is_told(node: Node) -> None:
     error = refused(node, want(url="/srv"))
-    assert (error.code.id, error.retry) == ("GB504", False)
+    assert (error.code.id, error.retry) == ("GB504", True)  # it may be mounted later
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "bin/../../../etc/x", "/etc/x", "bin/.."])

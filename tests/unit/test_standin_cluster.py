@@ -262,6 +262,27 @@ def test_a_channel_redirects_to_the_latest_release(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "path", "status"),
+    [
+        ("mirror.lab", f"/artifacts/rancher/rke2/{VERSION}/file", 200),
+        ("mirror.lab", f"/rke2/{VERSION}/file", 404),
+        ("mirror.lab", "/v1-release/channels", 404),
+        ("releases.lab", f"/rke2/{VERSION}/file", 200),
+        ("releases.lab", f"/artifacts/rancher/rke2/{VERSION}/file", 404),
+    ],
+)
+def test_a_mirror_is_reached_by_its_name_alone(
+    tmp_path: Path, host: str, path: str, status: int
+) -> None:
+    (tmp_path / "releases" / VERSION).mkdir(parents=True)
+    (tmp_path / "releases" / VERSION / "file").write_text("x")
+    request = Request("GET", path, headers={"host": host})
+    assert files.releases(tmp_path / "releases")(request).status == status
+    plain = files.plain(tmp_path / "archive", tmp_path / "releases")(request).status
+    assert plain == (status if host == "mirror.lab" else 404)
+
+
+@pytest.mark.parametrize(
     ("headers", "status", "offset", "length"),
     [
         ({}, 200, 0, 10),

@@ -21,6 +21,7 @@ from tests.rehearsal import cluster, release
 from tests.rehearsal.standins.rke2.agent import (
     containerd,
     document,
+    images,
     join,
     labels,
     settings,
@@ -347,3 +348,51 @@ def test_duplicated_taints_end_the_process(lab: Lab) -> None:
     with lab.agent() as agent:
         assert agent.logs("failed to parse node taints: duplicated taints with the same key")
         assert not agent.logs("anything further")
+
+
+# -- image archives
+
+
+def _imported(capsys: pytest.CaptureFixture[str], root: Path) -> list[str]:
+    images.load(settings.Settings(root))
+    return [line for line in capsys.readouterr().err.splitlines() if "mported" in line]
+
+
+def test_a_release_has_image_archives_that_the_stand_in_imports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release.build(tmp_path / "out", VERSION)
+    folder = tmp_path / "root/var/lib/rancher/rke2/agent/images"
+    folder.mkdir(parents=True)
+    for name in (release.ALL_IMAGES, release.CORE_IMAGES):
+        (folder / name).write_bytes((tmp_path / "out" / VERSION / name).read_bytes())
+    found = "\n".join(_imported(capsys, tmp_path / "root"))
+    assert found.count("Imported images from") == 2
+    assert "Imported docker.io/rancher/rke2-cloud-provider:v1.35.7-rke2r1" in found
+    assert len(_imported(capsys, tmp_path / "root")) > 2  # all again, at every start
+
+
+def test_with_a_cache_file_only_what_has_changed_is_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "var/lib/rancher/rke2/agent/images"
+    folder.mkdir(parents=True)
+    release.build(tmp_path / "out", VERSION)
+    archive = (tmp_path / "out" / VERSION / release.CORE_IMAGES).read_bytes()
+    (folder / "a.tar.gz").write_bytes(archive)
+    (folder / ".cache.json").touch()
+    assert len(_imported(capsys, tmp_path)) == 3
+    assert _imported(capsys, tmp_path) == []
+    (folder / "b.tar.gz").write_bytes(archive)
+    assert any("b.tar.gz" in line for line in _imported(capsys, tmp_path))
+
+
+def test_an_archive_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "var/lib/rancher/rke2/agent/images"
+    folder.mkdir(parents=True)
+    for name in ("a.tar.zst", "b.tar.gz", "c.tar", "readme.txt"):
+        (folder / name).write_bytes(b"\x28\xb5\x2f\xfd" + b"no archive at all" * 3)
+    images.load(settings.Settings(tmp_path))
+    assert capsys.readouterr().err.count("Error encountered while importing") == 3

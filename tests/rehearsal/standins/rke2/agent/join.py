@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from . import containerd, identity, keeper, labels, log, node, supervisor
+from . import containerd, identity, images, keeper, labels, log, node, supervisor
 from .api import MERGE, Api
 from .identity import Identity
 from .network import Balancer
@@ -45,6 +45,7 @@ def run(settings: Settings, version: str, commit: str) -> None:
         lambda: connected.get("/v1-rke2/readyz"),
     )
     containerd.configure(settings, os.environ.get("PATH", os.defpath))
+    images.load(settings)
     try:
         taints = labels.parse_taints(settings.list("node-taint"))
     except ValueError as error:

@@ -26,11 +26,13 @@ STRINGS: Mapping[str, str] = {
     "image-credential-provider-bin-dir": "", "image-credential-provider-config": "",
     "cloud-provider-name": "", "cloud-provider-config": "", "kubelet-path": "",
     "runtime-image": "", "pause-image": "", "kube-proxy-image": "", "system-default-registry": "",
-    "kube-proxy-extra-mount": "", "kube-proxy-extra-env": "", "config": "RKE2_CONFIG_FILE",
+    "config": "RKE2_CONFIG_FILE",
 }  # fmt: skip
 LISTS = frozenset({
     "node-label", "node-taint", "node-ip", "node-external-ip", "node-internal-dns",
     "node-external-dns", "kubelet-arg", "kube-proxy-arg", "airgap-extra-registry",
+    "kube-proxy-extra-mount", "kube-proxy-extra-env", "control-plane-resource-requests",
+    "control-plane-resource-limits", "control-plane-probe-configuration",
 })  # fmt: skip
 BOOLEANS: Mapping[str, str] = {
     "with-node-id": "", "selinux": "RKE2_SELINUX", "protect-kernel-defaults": "",

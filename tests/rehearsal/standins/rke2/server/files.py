@@ -9,6 +9,7 @@ from pathlib import Path
 from .serving import App, Part, Request, Response, as_json, as_text
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+MIRROR = "/artifacts/rancher/rke2"
 _CHANNELS = "/v1-release/channels"
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-rc(\d+))?\+rke2r(\d+)")
 _FINAL = 1 << 30  # a release sorts after all its candidates
@@ -23,10 +24,28 @@ def archive(folder: Path) -> App:
     return app
 
 
-def releases(folder: Path) -> App:
-    """/rke2/VERSION/… from the folder, and the channel server over the versions in it."""
+def plain(folder: Path, mirrored: Path) -> App:
+    """What is served without TLS: the archive, and the mirror of the releases by its name."""
+    mirror, debian = releases(mirrored), archive(folder)
 
     def app(request: Request) -> Response:
+        named = request.headers.get("host", "").startswith("mirror.")
+        return (mirror if named else debian)(request)
+
+    return app
+
+
+def releases(folder: Path) -> App:
+    """/rke2/VERSION/… from the folder, and the channel server over the versions in it.
+
+    Asked for by the name of a mirror, it is one: the same files under another path, nothing else.
+    """
+
+    def app(request: Request) -> Response:
+        if request.headers.get("host", "").startswith("mirror."):
+            if request.path.startswith(MIRROR):
+                return _file(request, folder, request.path.removeprefix(MIRROR))
+            return as_text(404, "not found\n")
         if request.path.startswith(_CHANNELS):
             return _channel(request, folder)
         if request.path.startswith("/rke2/releases/tag/"):
