@@ -55,6 +55,7 @@ def revealed(found: Config) -> bytes:
     proxy = found.proxy
     places = [
         (plain["rke2"]["config"], "token", found.rke2.config.token),
+        (plain["rke2"], "node-password", found.rke2.node_password),
         (plain["proxy"], "http", proxy.http),
         (plain["proxy"], "https", proxy.https),
     ]

@@ -38,7 +38,7 @@ ADDRESSES = [
 # These show by their form that they are secret, so they may stand anywhere, even as a key.
 SHAPED = TOKENS + ADDRESSES
 # A plain word is known to be secret only by its key.
-SECRET_KEYS = ("rke2.config.token", "proxy.http", "proxy.https")
+SECRET_KEYS = ("rke2.config.token", "rke2.node-password", "proxy.http", "proxy.https")
 
 PLAIN = [PASSWORD, ODD_PASSWORD, BOOTSTRAP]
 TANGLED = [f"!{PASSWORD}!x", f"&{PASSWORD}", f"*{PASSWORD}", f"@{PASSWORD}", f"[{PASSWORD}",
