@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAIN = "/etc/rancher/rke2/config.yaml"
 FOLDER = "/etc/rancher/rke2/config.yaml.d"
 FILE = f"{FOLDER}/60-gpuboot.yaml"
+RANCHER = f"{FOLDER}/50-rancher.yaml"
 DATA = "/var/lib/rancher/rke2"
 
 FOREIGN_CONFIG = Code(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import config as configs
-from gpuboot import labels, packages, sources, web
+from gpuboot import labels, packages, rancher, sources, web
 from gpuboot.dkms import DriverBuilt
 from gpuboot.dropin import Rke2Config
 from gpuboot.kubernetes import NodeJoined
@@ -15,7 +15,7 @@ from gpuboot.nvidia import DriverLoaded, GpuPresent, GpusAnswer, NouveauBlocked
 from gpuboot.packages import Packages
 from gpuboot.preflight import Preflight
 from gpuboot.release import Release
-from gpuboot.rke2 import AgentStarted, RancherPlan, Rke2Hold, Rke2Installed
+from gpuboot.rke2 import AgentStarted, Rke2Hold, Rke2Installed
 from gpuboot.sources import OwnArchive, PackageSources, Source
 from gpuboot.step import Step
 from gpuboot.supervisor import SupervisorAnswers
@@ -99,7 +99,7 @@ def _join(config: Config, unwanted: tuple[str, ...] = ()) -> tuple[Step, ...]:
         drop_in, agent.node_name, bool(agent.with_node_id), config.rke2.admin_labels, unwanted
     )
     if config.mode == "rancher":
-        return (RancherPlan(), drop_in, AgentStarted("rancher"), joined)
+        return (rancher.RancherPlan(), drop_in, rancher.AgentStarted(), joined)
     if config.mode == "agent":
         source = config.sources.rke2
         release = Release(
@@ -109,7 +109,7 @@ def _join(config: Config, unwanted: tuple[str, ...] = ()) -> tuple[Step, ...]:
         supervisor = SupervisorAnswers(
             str(agent.server), agent.token, agent.token_file, agent.data_dir
         )
-        return (Rke2Installed(release), drop_in, supervisor, AgentStarted("agent"), joined)
+        return (Rke2Installed(release), drop_in, supervisor, AgentStarted(), joined)
     return ()
 
 
