@@ -32,6 +32,7 @@ INTERLOCK = f"{FOLDER}/interlock/applyinator-active"
 DROP_IN = dropin.RANCHER
 
 PATIENCE = 600.0  # seconds a plan may take without anything being written
+GLANCE = 5.0  # seconds between two looks for news while a walk is waited for
 STOP = 60.0  # seconds the system-agent may take to end
 
 NO_PLAN = Code(
@@ -230,6 +231,31 @@ def _content(host: Host, name: str) -> dict[str, Any]:
     except yaml.YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def rest(host: Host, seconds: float) -> None:
+    """Wait between two walks, or less: when woken, or when Rancher has got on with this node.
+
+    Its restart of rke2-agent must find the gate open, and comes soon after its file. Raises
+    Stopped.
+    """
+    if not traces(host):
+        host.rest(seconds)
+        return
+    before, end = _news(host), host.clock.boottime() + seconds
+    while not host.woken and _news(host) == before:
+        left = end - host.clock.boottime()
+        if left <= 0:
+            break
+        host.sleep(min(left, GLANCE))
+    host.rest(0)
+
+
+def _news(host: Host) -> tuple[object, ...]:
+    """What changes when a step of the registration or of the plan is done."""
+    registered = bool(_content(host, CONNECTION).get("kubeConfig"))
+    places = (SETTINGS, INTERLOCK, f"{rke2.WANTS}/{rke2.AGENT}")
+    return registered, _changed(host, DROP_IN), *map(host.exists, places)
 
 
 # -- the start of rke2-agent --------------------------------------------------------------------

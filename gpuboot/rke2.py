@@ -20,7 +20,8 @@ AGENT = "rke2-agent.service"
 GPUBOOT = "gpuboot.service"
 GATE = "/run/gpuboot/ready"
 HOLD = "/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf"
-ENABLED = "/etc/systemd/system/multi-user.target.wants/gpuboot.service"
+WANTS = "/etc/systemd/system/multi-user.target.wants"
+ENABLED = f"{WANTS}/gpuboot.service"
 BINARIES = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
 UNIT_FOLDERS = (
     "/etc/systemd/system",

@@ -219,6 +219,38 @@ def test_rancher_s_tokens_are_masked_from_the_first_look_on(node: Node) -> None:
     assert said == "<secret> <secret>"
 
 
+NEWS = {
+    "registered": lambda node: node.put(rancher.CONNECTION, '{"kubeConfig": "a"}'),
+    "configured": lambda node: node.put(rancher.DROP_IN, "{}"),
+    "enabled": lambda node: node.put(f"{rke2.WANTS}/{rke2.AGENT}"),
+    "applied": lambda node: node.host.remove(rancher.INTERLOCK),
+    "woken": lambda node: node.host.wake(),
+    "refused": lambda node: node.put(rancher.CONNECTION, '{"message": "unauthorized"}'),
+}
+
+
+@pytest.mark.parametrize(("event", "slept"), [*((name, 10) for name in NEWS if name != "refused"),
+                                              ("refused", 300)])  # fmt: skip
+def test_the_next_walk_begins_when_rancher_has_got_on(node: Node, event: str, slept: int) -> None:
+    node.put(rancher.SETTINGS)
+    node.put(rancher.INTERLOCK)
+    node.put(rancher.CONNECTION, "{}")
+    naps = 0
+
+    def nap(seconds: float) -> None:
+        nonlocal naps
+        naps += 1
+        node.clock.seconds += seconds
+        if naps == 2:
+            NEWS[event](node)
+
+    node.clock.sleep = nap  # type: ignore[method-assign] # the clock is handed in
+    begun = node.clock.seconds
+    rancher.rest(node.host, 300)
+    assert node.clock.seconds - begun == pytest.approx(slept, abs=1.5)
+    assert not node.host.woken
+
+
 # -- who starts the agent -----------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ create_unit() {
     info "systemd: Creating service file"
     cat >/etc/systemd/system/rancher-system-agent.service <<END
 [Unit]
-Description=Rancher System Agent (a stand-in of gpuboot's rehearsal)
+Description=Rancher System Agent (a stand-in)
 Documentation=https://www.rancher.com
 Wants=network-online.target
 After=network-online.target

@@ -194,10 +194,14 @@ def install(folder: Path) -> None:
         raise OSError(f"download sha256 of {TARBALL} does not match")
     with tarfile.open(folder / TARBALL) as archive:
         for member in archive.getmembers():
+            content = archive.extractfile(member)
+            if content is None:  # a folder
+                continue
             target = Path("/usr/local") / member.name
-            if member.isfile():
-                target.unlink(missing_ok=True)  # a program that runs is not written to
-        archive.extractall("/usr/local", filter="data")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # a program that runs cannot be written to
+            target.write_bytes(content.read())
+            target.chmod(member.mode)
 
 
 def write(file: Path, text: str) -> bool:
