@@ -153,8 +153,9 @@ def _content(host: Host, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(
-            FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent"
-        ) from None
+            FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent",
+            retry=name == RANCHER,  # it is not written at once
+        ) from None  # fmt: skip
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gpuboot.plan import Plan
     from gpuboot.step import Step
 
-ROOT_ONLY = ("rke2-config", "supervisor-answers", "node-joined")  # for the files they read
+# For the files they read.
+ROOT_ONLY = ("rancher-plan", "rke2-config", "supervisor-answers", "node-joined")
 REMOTE = ("supervisor-answers", "node-joined")
 # NVML loads the driver when it is asked without one: looking would change the machine.
 NEEDS = {"gpus-answer": "driver-loaded"}

@@ -152,8 +152,12 @@ def test_another_value_of_ours_is_an_error_that_names_both_files(
 def test_only_what_rancher_says_may_change_without_anybody_at_this_node(
     node: Node, name: str, *, retry: bool
 ) -> None:
-    for text in ("node-label: [nvidia.com/gpu=x]", "node-taint: ['nvidia.com/gpu=x:NoSchedule']",
-                 "node-taint: [broken]"):  # fmt: skip
+    for text in (
+        "{",
+        "node-label: [nvidia.com/gpu=x]",
+        "node-taint: ['nvidia.com/gpu=x:NoSchedule']",
+        "node-taint: [broken]",
+    ):
         node.put(f"{FOLDER}/{name}", text)
         refused(node, retry=retry)
 
