@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from gpuboot import cloudinit, dropin, labels, rke2, systemd
+from gpuboot import cloudinit, dropin, labels, rke2, status, systemd
 from gpuboot.config import FILE as CONFIG_FILE
 from gpuboot.config import SERVER
 from gpuboot.errors import Code, GpubootError
@@ -239,7 +239,7 @@ def rest(host: Host, seconds: float) -> None:
     Its restart of rke2-agent must find the gate open, and comes soon after its file. Raises
     Stopped.
     """
-    if not traces(host):
+    if _content(host, status.PROGRESS).get("mode") != "rancher":
         host.rest(seconds)
         return
     before, end = _news(host), host.clock.boottime() + seconds

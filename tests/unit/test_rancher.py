@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from gpuboot import config, dropin, preflight, rancher, rke2, survey
+from gpuboot import config, dropin, preflight, rancher, rke2, status, survey
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.reader import Reader
 from gpuboot.step import Ok, Pending, Waiting
+from tests.model.machine import FakeClock
 from tests.unit.node import ABSENT, Node, code, facts, reason
 
 UID = "rke.cattle.io/machine=7d1f"
@@ -219,7 +222,8 @@ def test_rancher_s_tokens_are_masked_from_the_first_look_on(node: Node) -> None:
     assert said == "<secret> <secret>"
 
 
-NEWS = {
+NEWS: dict[str, Callable[[Node], None]] = {
+    "begun": lambda node: node.put(rancher.SETTINGS),
     "registered": lambda node: node.put(rancher.CONNECTION, '{"kubeConfig": "a"}'),
     "configured": lambda node: node.put(rancher.DROP_IN, "{}"),
     "enabled": lambda node: node.put(f"{rke2.WANTS}/{rke2.AGENT}"),
@@ -229,26 +233,40 @@ NEWS = {
 }
 
 
-@pytest.mark.parametrize(("event", "slept"), [*((name, 10) for name in NEWS if name != "refused"),
-                                              ("refused", 300)])  # fmt: skip
+@dataclass
+class Naps(FakeClock):
+    """A clock that notes what was slept; something happens in the second nap."""
+
+    event: Callable[[], None] = lambda: None
+    taken: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.taken.append(seconds)
+        if len(self.taken) == 2:
+            self.event()
+
+
+@pytest.mark.parametrize(
+    ("event", "slept"),
+    [*((name, 10) for name in NEWS if name != "refused"), ("refused", 300)],
+)
 def test_the_next_walk_begins_when_rancher_has_got_on(node: Node, event: str, slept: int) -> None:
-    node.put(rancher.SETTINGS)
+    node.put(status.PROGRESS, '{"mode": "rancher"}')
     node.put(rancher.INTERLOCK)
     node.put(rancher.CONNECTION, "{}")
-    naps = 0
-
-    def nap(seconds: float) -> None:
-        nonlocal naps
-        naps += 1
-        node.clock.seconds += seconds
-        if naps == 2:
-            NEWS[event](node)
-
-    node.clock.sleep = nap  # type: ignore[method-assign] # the clock is handed in
-    begun = node.clock.seconds
+    clock = node.host.clock = Naps(event=lambda: NEWS[event](node))
     rancher.rest(node.host, 300)
-    assert node.clock.seconds - begun == pytest.approx(slept, abs=1.5)
+    assert sum(clock.taken) == pytest.approx(slept, abs=1.5)
     assert not node.host.woken
+
+
+@pytest.mark.parametrize("mode", ["agent", "none"])
+def test_a_node_without_rancher_sleeps_in_one_piece(node: Node, mode: str) -> None:
+    node.put(status.PROGRESS, json.dumps({"mode": mode}))
+    clock = node.host.clock = Naps()
+    rancher.rest(node.host, 300)
+    assert clock.taken == [300]
 
 
 # -- who starts the agent -----------------------------------------------------------------------
