@@ -24,6 +24,9 @@ FILE = f"{FOLDER}/60-gpuboot.yaml"
 RANCHER = f"{FOLDER}/50-rancher.yaml"
 DATA = "/var/lib/rancher/rke2"
 
+# What PyYAML raises for what is no YAML, or has a value that is not of its own tag.
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 FOREIGN_CONFIG = Code(
     "GB510",
     "RKE2's own configuration contradicts gpuboot's",
@@ -150,7 +153,7 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
 def _content(host: Host, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(host.read(name) or "")
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(
             FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent",

@@ -228,7 +228,7 @@ def _content(host: Host, name: str) -> dict[str, Any]:
     """A file's mapping, JSON or YAML; empty for one that is missing or not whole."""
     try:
         content = yaml.safe_load(host.read(name) or "")
-    except yaml.YAMLError:
+    except dropin.UNREADABLE:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpuboot import config, dropin, preflight, rancher, rke2, status, survey
 from gpuboot.config import ConfigError
@@ -267,6 +271,37 @@ def test_a_node_without_rancher_sleeps_in_one_piece(node: Node, mode: str) -> No
     clock = node.host.clock = Naps()
     rancher.rest(node.host, 300)
     assert clock.taken == [300]
+
+
+WORDS = ("node-taint", "node-label", "token", "server", "kubeConfig", ": ", "- ", "{", "}", "[",
+         "\n", '"', "!!int x", "!!bool x", "2026-13-45", "&a ", "*a", "<<", "+", TAINT, LABEL,
+         "\0", "%")  # fmt: skip
+FILES = (rancher.SCRIPT, rancher.SETTINGS, rancher.CONNECTION, rancher.DROP_IN, rancher.INTERLOCK,
+         dropin.FILE, dropin.MAIN, LOG)  # fmt: skip
+
+
+@given(files=st.dictionaries(
+    st.sampled_from(FILES),
+    st.one_of(st.binary(max_size=30), st.lists(st.sampled_from(WORDS), max_size=9).map("".join)),
+))  # fmt: skip
+def test_whatever_stands_in_rancher_s_files_no_traceback_comes_of_it(
+    files: dict[str, bytes | str],
+) -> None:
+    with TemporaryDirectory() as folder:
+        node = Node(Path(folder), {"systemctl": "", "journalctl": ""})
+        for name, content in files.items():
+            node.put(name, content)
+        node.unit(rancher.SYSTEM_AGENT, ActiveState="active")
+        for look in (
+            lambda: rancher.RancherPlan().check(node.host),
+            lambda: rancher.AgentStarted().check(node.host),
+            lambda: rancher.contradiction(node.host, wanted(AGENT)),
+            lambda: rancher.contradiction(node.host, wanted(RANCHER)),
+            lambda: rancher.give_way(node.host),
+            lambda: rancher.rest(node.host, 1),
+        ):
+            with suppress(GpubootError):
+                look()
 
 
 # -- who starts the agent -----------------------------------------------------------------------
