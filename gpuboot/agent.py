@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING
 
-from gpuboot import checkpoint, config, facts, plan, reboot, rke2, systemd
+from gpuboot import checkpoint, config, facts, plan, rancher, reboot, rke2, systemd
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
@@ -83,7 +83,7 @@ def live_forever(host: Host) -> int:
         if status != EXIT_RETRY:
             return status
         log.info("next try in %.0f s", delay)
-        host.rest(delay)
+        rancher.rest(host, delay)
 
 
 def walk_once(host: Host) -> tuple[int, float]:

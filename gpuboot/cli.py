@@ -227,6 +227,19 @@ def _text(found: dict[str, Any]) -> str:
     return show.status(found)
 
 
+@main.command(name="give-way", hidden=True)
+@_told
+def give_way() -> None:
+    """Take out of gpuboot's drop-in for RKE2 what RKE2's other files say by now.
+
+    rke2-agent's unit has this done before each start: RKE2 dies of a taint that is given twice.
+    """
+    from gpuboot import rancher
+
+    for text in rancher.give_way(_host()):
+        click.echo(f"gpuboot: {text} is left to another of RKE2's files")
+
+
 # -- looking ------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gpuboot.host import Host
 
 RESULT = "/run/cloud-init/result.json"
+OUTPUT = "/var/log/cloud-init-output.log"
 INSTANCE = "/var/lib/cloud/data/instance-id"
 FINAL = "cloud-final.service"
 MAIN = "cloud-init-main.service"  # the one process of 24.3 and later
@@ -26,6 +27,11 @@ UNITS = (
 def instance_id(host: Host) -> str:
     """The instance-id that cloud-init found, empty without cloud-init."""
     return (host.read(INSTANCE) or "").strip()
+
+
+def said(host: Host) -> str:
+    """What the programs that cloud-init has called have printed; empty if nothing was kept."""
+    return host.read(OUTPUT) or systemd.journal(host, FINAL, lines=500)
 
 
 def unfinished(host: Host) -> str | None:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 MAIN = "/etc/rancher/rke2/config.yaml"
 FOLDER = "/etc/rancher/rke2/config.yaml.d"
 FILE = f"{FOLDER}/60-gpuboot.yaml"
+RANCHER = f"{FOLDER}/50-rancher.yaml"
 DATA = "/var/lib/rancher/rke2"
+
+# What PyYAML raises for what is no YAML, or has a value that is not of its own tag.
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 FOREIGN_CONFIG = Code(
     "GB510",
@@ -80,6 +84,9 @@ class Rke2Config:
         """The drop-in's wanted content. Raises GB510."""
         _check_later(host, later_files(host))
         others = merged(host, [*earlier_files(host), *later_files(host)])
+        if not registered(host, self.data_dir(host)):
+            # Later the other file wins: whoever changed it must not keep a node from its cluster.
+            _check_agreement(self.labels, self.taints, others)
         content = {key: _plain(value) for key, value in self.settings.items()}
         missing_labels = _missing_labels(self.labels, others)
         missing_taints = _missing_taints(self.taints, others)
@@ -169,11 +176,12 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
 def _content(host: Host, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(host.read(name) or "")
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(
-            FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent"
-        ) from None
+            FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent",
+            retry=name == RANCHER,  # it is not written at once
+        ) from None  # fmt: skip
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -186,36 +194,45 @@ def _scalar(value: object) -> str:
 
 
 def _missing_labels(wanted: Sequence[str], others: Merged) -> list[str]:
-    there = dict(text.partition("=")[::2] for text in others.values.get("node-label", []))
-    missing = []
-    for text in wanted:
-        label = labels.label(text)
-        if label.key not in there:
-            missing.append(text)
-        elif there[label.key] != label.value:
-            theirs = f"{label.key}={there[label.key]}"
-            raise _contradiction(others.files["node-label", theirs], "node-label", theirs, text)
-    return missing
+    there = {text.partition("=")[0] for text in others.values.get("node-label", [])}
+    return [text for text in wanted if labels.label(text).key not in there]
 
 
 def _missing_taints(wanted: Sequence[str], others: Merged) -> list[str]:
+    there = _taints(others)
+    pairs = [(text, labels.taint(text)) for text in wanted]
+    return [text for text, taint in pairs if (taint.key, taint.effect) not in there]
+
+
+def _taints(others: Merged) -> dict[tuple[str, str], tuple[Taint, str]]:
+    """The taints and their files, by what RKE2 takes each once of. Raises GB510."""
     there: dict[tuple[str, str], tuple[Taint, str]] = {}
     for text in others.values.get("node-taint", []):
         file = others.files["node-taint", text]
         try:
             taint = labels.taint(text)
         except ValueError as error:
-            raise GpubootError(FOREIGN_CONFIG, f"{file}: {error}, which ends rke2-agent") from None
+            raise GpubootError(
+                FOREIGN_CONFIG, f"{file}: {error}, which ends rke2-agent", retry=file == RANCHER
+            ) from None
         there[taint.key, taint.effect] = taint, file
-    missing = []
-    for text in wanted:
+    return there
+
+
+def _check_agreement(ours: Sequence[str], taints: Sequence[str], others: Merged) -> None:
+    """Raises GB510 for a label or taint that another file sets to another value."""
+    there = dict(text.partition("=")[::2] for text in others.values.get("node-label", []))
+    for text in ours:
+        label = labels.label(text)
+        if there.get(label.key, label.value) != label.value:
+            theirs = f"{label.key}={there[label.key]}"
+            raise _contradiction(others.files["node-label", theirs], "node-label", theirs, text)
+    placed = _taints(others)
+    for text in taints:
         taint = labels.taint(text)
-        other, file = there.get((taint.key, taint.effect), (None, ""))
-        if other is None:
-            missing.append(text)
-        elif other != taint:
+        other, file = placed.get((taint.key, taint.effect), (taint, ""))
+        if other != taint:
             raise _contradiction(file, "node-taint", str(other), text)
-    return missing
 
 
 def _contradiction(file: str, key: str, theirs: str, ours: str) -> GpubootError:
@@ -223,6 +240,7 @@ def _contradiction(file: str, key: str, theirs: str, ours: str) -> GpubootError:
         FOREIGN_CONFIG,
         f"{file}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
         hint="make both say the same, then: gpuboot run",
+        retry=file == RANCHER,  # who changes the pool in Rancher knows nothing of gpuboot
     )
 
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from gpuboot.plan import Plan
     from gpuboot.step import Step
 
-ROOT_ONLY = ("rke2-images", "rke2-config", "node-password", "rke2-proxy", "supervisor-answers",
-             "node-joined")  # fmt: skip # for the files they read
+# For the files they read.
+ROOT_ONLY = ("rancher-plan", "rke2-images", "rke2-config", "node-password", "rke2-proxy",
+             "supervisor-answers", "node-joined")  # fmt: skip
 REMOTE = ("supervisor-answers", "node-joined")
 # NVML loads the driver when it is asked without one: looking would change the machine.
 NEEDS = {"gpus-answer": "driver-loaded"}

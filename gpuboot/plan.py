@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gpuboot import labels, packages, settings, sources, web
+from gpuboot import labels, packages, rancher, settings, sources, web
 from gpuboot.dkms import DriverBuilt
 from gpuboot.dropin import Rke2Config
 from gpuboot.identity import NodePassword
@@ -18,7 +18,7 @@ from gpuboot.packages import Packages
 from gpuboot.preflight import Preflight
 from gpuboot.proxy import AgentProxy
 from gpuboot.release import Release
-from gpuboot.rke2 import AgentStarted, RancherPlan, Rke2Hold, Rke2Installed
+from gpuboot.rke2 import AgentStarted, Rke2Hold, Rke2Installed
 from gpuboot.sources import OwnArchive, PackageSources, Source
 from gpuboot.step import Step
 from gpuboot.supervisor import SupervisorAnswers
@@ -105,9 +105,9 @@ def _join(config: Config, unwanted: tuple[str, ...] = ()) -> tuple[Step, ...]:
         drop_in, agent.node_name, bool(agent.with_node_id), config.rke2.admin_labels, unwanted
     )
     if config.mode == "rancher":
-        return (RancherPlan(), drop_in, AgentStarted("rancher"), joined)
+        return (rancher.RancherPlan(), drop_in, rancher.AgentStarted(), joined)
     if config.mode == "agent":
-        return (*_agent(config, drop_in), AgentStarted("agent"), joined)
+        return (*_agent(config, drop_in), AgentStarted(), joined)
     return ()
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from gpuboot import rancher
+from gpuboot.config import ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok
 
@@ -72,6 +74,8 @@ def troubles(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]
     yield from unfit(facts)
     if problem := unsupported(config, facts):
         yield GpubootError(UNSUPPORTED_SETTING, problem)
+    if other := rancher.contradiction(host, config):
+        yield ConfigError([other])
     yield from short(host, facts)
 
 

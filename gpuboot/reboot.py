@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gpuboot import checkpoint as checkpoints
-from gpuboot import cloudinit, rke2, systemd
+from gpuboot import cloudinit, rancher, rke2
 from gpuboot.checkpoint import Checkpoint, Spent
 from gpuboot.errors import Code, GpubootError
 
@@ -86,14 +86,35 @@ def reboot(
 ) -> None:
     """Wait for what a reboot would cut off, record durably, and ask systemd for the reboot.
 
-    `watch` is told what is waited for. Raises GB024, GB026, GB012, Stopped.
+    `watch` is told what is waited for. Raises GB024, GB026, GB522, GB012, Stopped.
     """
     if kind := volatile(host, checkpoints.FILE):
         raise GpubootError(
             NOT_RECORDED, f"{checkpoints.FILE} is on {kind}: no record of a reboot would last"
         )
+    paused = False
+    while not paused:
+        _wait(host, reason, watch)
+        if rke2.live(host):  # it was not when the walk asked, maybe long ago
+            raise GpubootError(
+                NOT_YET, f"rke2-agent has become active; a reboot is still needed: {reason}",
+                hint="drain the node, then reboot", retry=True,
+            )  # fmt: skip
+        paused = rancher.pause(host)
+    try:
+        spend(host, record, step, reason)
+        watch(reason)
+        log.info("reboot: %s", reason)
+        host.must(["systemctl", "reboot"])
+    except GpubootError:
+        rancher.resume(host)
+        raise
+
+
+def _wait(host: Host, reason: str, watch: Callable[[str], None]) -> None:
+    """Until nothing is at work that a reboot would cut off. Raises GB026, GB522, Stopped."""
     told = None
-    while blocker := _blocker(host):
+    while blocker := cloudinit.unfinished(host) or rancher.blocker(host):
         if blocker != told:
             log.info("reboot: %s; waiting for it to end", blocker)
             watch(f"{reason}; the reboot waits: {blocker}")
@@ -101,25 +122,6 @@ def reboot(
         if host.woken:  # the configuration may say something else by now
             raise GpubootError(NOT_YET, f"{reason}; the reboot waits: {blocker}", retry=True)
         host.sleep(POLL)
-    if rke2.live(host):  # it was not when the walk asked, maybe long ago
-        raise GpubootError(
-            NOT_YET, f"rke2-agent has become active; a reboot is still needed: {reason}",
-            hint="drain the node, then reboot", retry=True,
-        )  # fmt: skip
-    spend(host, record, step, reason)
-    watch(reason)
-    log.info("reboot: %s", reason)
-    host.must(["systemctl", "reboot"])
-
-
-def _blocker(host: Host) -> str | None:
-    """What is at work that a reboot would cut off."""
-    if blocker := cloudinit.unfinished(host):
-        return blocker
-    # A plan that was cut off leaves the interlock behind: it counts while somebody may apply.
-    if host.exists(rke2.INTERLOCK) and systemd.unit(host, "rancher-system-agent.service").live:
-        return "Rancher's system-agent is applying its plan"
-    return None
 
 
 def volatile(host: Host, name: str) -> str | None:

@@ -11,7 +11,7 @@ from gpuboot import release, systemd
 from gpuboot.config import ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.reader import Problem
-from gpuboot.step import Finding, Ok, Pending, Waiting
+from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -20,9 +20,8 @@ AGENT = "rke2-agent.service"
 GPUBOOT = "gpuboot.service"
 GATE = "/run/gpuboot/ready"
 HOLD = "/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf"
-ENABLED = "/etc/systemd/system/multi-user.target.wants/gpuboot.service"
-RANCHER_DROP_IN = "/etc/rancher/rke2/config.yaml.d/50-rancher.yaml"
-INTERLOCK = "/var/lib/rancher/agent/interlock/applyinator-active"
+WANTS = "/etc/systemd/system/multi-user.target.wants"
+ENABLED = f"{WANTS}/gpuboot.service"
 OPT = "/opt/rke2"  # where RKE2 goes if /usr/local is no place for it (rke2 install.sh)
 UNPACKED = (f"{release.PREFIX}/bin/rke2", f"{OPT}/bin/rke2")  # by us, or by rke2's install.sh
 BINARIES = (*UNPACKED, "/usr/bin/rke2")
@@ -70,19 +69,6 @@ OTHER_RELEASE = Code(
         "A mirror has a release under another one's name.",
     ),
     ("ls -R FOLDER", "gpuboot config show"),
-)
-NO_PLAN = Code(
-    "GB520",
-    "Rancher has not set this node up yet",
-    (
-        "Rancher's own line in cloud-init, or its registration command, has not run.",
-        "Rancher's system-agent still applies its plan, or cannot reach Rancher.",
-    ),
-    (
-        "systemctl status rancher-system-agent",
-        "journalctl -u rancher-system-agent -n 50",
-        "cloud-init status --long",
-    ),
 )
 
 
@@ -199,66 +185,49 @@ def live(host: Host) -> bool:
 
 
 @dataclass(frozen=True)
-class RancherPlan:
-    """Rancher has written its configuration and installed RKE2; nothing of ours to do."""
-
-    name: ClassVar[str] = "rancher-plan"
-    disruptive: ClassVar[bool] = False
-
-    def check(self, host: Host) -> Finding:
-        if not host.exists(RANCHER_DROP_IN):
-            return Waiting(f"Rancher has not written {RANCHER_DROP_IN} yet", NO_PLAN)
-        if host.exists(INTERLOCK) and not live(host):
-            return Waiting("Rancher's system-agent is applying its plan", NO_PLAN)
-        if not has_unit(host):
-            return Waiting("Rancher has not installed RKE2 yet", NO_PLAN)
-        return Ok("Rancher has installed and configured RKE2")
-
-    def apply(self, host: Host) -> None:
-        """Never called: only Rancher can act."""
-
-
-@dataclass(frozen=True)
 class AgentStarted:
     """The gate is open, and rke2-agent is enabled and runs."""
 
     name: ClassVar[str] = "agent-started"
     disruptive: ClassVar[bool] = False
 
-    mode: str
-
     def check(self, host: Host) -> Finding:
         unit = systemd.unit(host, AGENT)
         if not host.exists(GATE):
             return Pending("the gate is closed")
         if not unit.enabled:
-            if self.mode == "rancher":
-                return Waiting("Rancher has not enabled rke2-agent yet", NO_PLAN)
             return Pending("rke2-agent is not enabled")
         if not unit.live and not unit.job:
             return Pending(f"rke2-agent is {unit.active or 'not there'}")
         return Ok("the gate is open and rke2-agent runs")
 
     def apply(self, host: Host) -> None:
-        if not host.exists(GATE):
-            host.write(GATE, "")
-        unit = systemd.unit(host, AGENT)
-        if not unit.live and (not unit.exists or systemd.stale(host, AGENT)):
-            systemd.reload_units(host)  # what systemd knows of it is older than its files
-        if self.mode != "rancher":
-            systemd.enable(host, AGENT)
-        if not systemd.unit(host, AGENT).enabled:
-            return  # Rancher's own restart will find the gate open
-        systemd.start(host, AGENT)
-        unit = systemd.unit(host, AGENT)
-        if not unit.live and not unit.job:
-            raise GpubootError(
-                NOT_STARTING,
-                f"rke2-agent was started and is {unit.active}",
-                evidence=systemd.journal(host, AGENT, lines=10),
-                retry=True,
-            )
+        open_gate(host)
+        systemd.enable(host, AGENT)
+        start(host)
 
     def enables(self, host: Host) -> Sequence[str]:
-        ours = self.mode != "rancher" and not systemd.unit(host, AGENT).enabled
-        return (AGENT,) if ours else ()
+        return () if systemd.unit(host, AGENT).enabled else (AGENT,)
+
+
+def open_gate(host: Host) -> None:
+    """Let rke2-agent start in this boot; nobody ever closes the gate again."""
+    if not host.exists(GATE):
+        host.write(GATE, "")
+    unit = systemd.unit(host, AGENT)
+    stale = systemd.stale(host, AGENT) if unit.exists else has_unit(host)
+    if stale and not unit.live:
+        systemd.reload_units(host)  # what systemd knows of it is older than its files
+
+
+def start(host: Host) -> None:
+    """Start rke2-agent without waiting for it. Raises GB503 if it is not even on its way."""
+    systemd.start(host, AGENT)
+    unit = systemd.unit(host, AGENT)
+    if not unit.live and not unit.job:
+        raise GpubootError(
+            NOT_STARTING,
+            f"rke2-agent was started and is {unit.active}",
+            evidence=systemd.journal(host, AGENT, lines=10),
+            retry=True,
+        )

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gpuboot import apt, config, facts, plan, preflight, release, rke2, sources
+from gpuboot import apt, config, facts, plan, preflight, rancher, release, rke2, sources
 from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.findings import ROOT_ONLY
@@ -37,8 +37,8 @@ MINIMUM_MEMORY = 2 << 20  # KiB
 SLOW = 300  # seconds behind a server: what was signed a moment ago is not valid yet
 TIME_SERVICES = "/usr/lib/systemd/ntp-units.d"  # each package of one names its unit here
 # Steps that look at what others have to provide; the rest is the walk's own work.
-OUTSIDE = ("rke2-hold", "gpu-present", "package-sources", "rke2-installed", "rke2-config",
-           "node-password", "supervisor-answers")  # fmt: skip
+OUTSIDE = ("rke2-hold", "gpu-present", "package-sources", "rke2-installed", "rancher-plan",
+           "rke2-config", "node-password", "supervisor-answers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
         return
     if unsupported := preflight.unsupported(wanted, machine):
         yield _trouble(preflight.UNSUPPORTED_SETTING, unsupported)
+    if other := _contradiction(host, wanted):
+        yield other
     host.web.proxy = plan.proxy(wanted)
     servers = Servers(host)
     names = [name for name in OUTSIDE if root or name not in ROOT_ONLY]
@@ -101,6 +103,14 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
             yield from _looked_at(host, [step], names)
     yield from servers.sources(road.steps)
     yield from servers.release(road.steps)
+
+
+def _contradiction(host: Host, wanted: Config) -> Trouble | None:
+    try:
+        problem = rancher.contradiction(host, wanted)
+    except GpubootError as error:
+        return _of(error)
+    return _of(ConfigError([problem])) if problem else None
 
 
 def _looked_at(host: Host, steps: Sequence[Step], names: Sequence[str]) -> Iterator[Trouble]:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import yaml
 
-from tests.rehearsal import hardware, kubectl
+from tests.rehearsal import hardware, kubectl, rancher
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.node import Node
 from tests.rehearsal.table import ScenarioError, Table
@@ -156,6 +156,17 @@ class Faults:
         new = file.with_name("faults.new")
         new.write_text(json.dumps(dict(self.faults)), encoding="utf-8")
         new.replace(file)  # the servers read it whenever they are asked
+        return []
+
+
+@dataclass(frozen=True)
+class Rancher:
+    """Somebody edits the node's pool in Rancher, or Rancher behaves otherwise from now on."""
+
+    settings: Mapping[str, object]
+
+    def perform(self, stage: Stage) -> list[str]:
+        rancher.change(stage.servers, self.settings)
         return []
 
 
@@ -346,6 +357,13 @@ def gpu(table: Table) -> Mapping[str, str]:
     return found
 
 
+def _settings(table: Table) -> Mapping[str, object]:
+    found = table.table("rancher")
+    if found is None:
+        raise ScenarioError(f"{table.place('rancher')}: expected a mapping")
+    return rancher.settings(found)
+
+
 READERS: Mapping[str, Callable[[Table], Action]] = {
     "run": _run,
     "write": _write,
@@ -355,6 +373,7 @@ READERS: Mapping[str, Callable[[Table], Action]] = {
     "power-cycle": _restart("power-cycle"),
     "gpus": _gpus,
     "faults": lambda table: Faults(table.mapping("faults")),
+    "rancher": lambda table: Rancher(_settings(table)),
     "network": lambda table: Network(table.choice("network", ("cut", "whole"), "cut") == "whole"),
     "kill": lambda table: Kill(table.choice("kill", ("gpuboot", "apt"), "gpuboot")),
     "kubectl": _kubectl,

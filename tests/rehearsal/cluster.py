@@ -1,9 +1,10 @@
-"""The laboratory's servers in one process: archive, releases, supervisor, API server and proxy.
+"""The laboratory's servers in one process: archive, releases, cluster, Rancher and proxy.
 
 `python -m tests.rehearsal.cluster --folder F --address A --archive DIR --releases DIR` prints
 `ready` when all ports listen and ends on SIGTERM. F/nodes.json always holds the Nodes,
 F/requests.log a line per request, F/events.log the events; F/faults.json orders faults
-(standins/rke2/server/faults.py), and F/admin.token opens every Node on the API server.
+(standins/rke2/server/faults.py), and F/admin.token opens every Node on the API server. What
+Rancher is like stands in F/rancher.json (standins/rancher/server.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from tests.rehearsal import pki
 from tests.rehearsal.standins.proxy import Proxy
+from tests.rehearsal.standins.rancher import server as rancher
 from tests.rehearsal.standins.rke2.server import apiserver, controllers, files, supervisor
 from tests.rehearsal.standins.rke2.server.controllers import Controllers
 from tests.rehearsal.standins.rke2.server.faults import Faults
@@ -35,11 +37,14 @@ from tests.rehearsal.standins.rke2.server.serving import (
 from tests.rehearsal.standins.rke2.server.store import Store
 
 SUPERVISOR = "https://cluster.lab:9345"
+RANCHER = "https://rancher.lab:8443"
+RKE2_VERSION = "v1.35.7+rke2r1"
 PORTS: Mapping[str, int] = {
     "archive": 80,
     "releases": 443,
     "supervisor": 9345,
     "apiserver": 6443,
+    "rancher": 8443,
     "proxy": 3128,
 }
 PROXY_USER = "node"
@@ -50,6 +55,7 @@ _CLUSTER_HOSTS = ("cluster.lab", "10.88.0.1", "127.0.0.1", "localhost", "kuberne
 _WRONG = ("intercepted", "other-cluster", "expired", "early")
 _TWO_YEARS = datetime.timedelta(days=730)
 _WEB_HOSTS = ("releases.lab", "archive.lab", "mirror.lab", "10.88.0.1", "127.0.0.1", "localhost")
+_RANCHER_HOSTS = ("rancher.lab", "10.88.0.1", "127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Identity:
     proxy: str  # its address, with user and password
     ca_hash: str
     web_ca: Path
+    rancher_token: str  # of a custom cluster's registration
+    rancher_checksum: str  # of Rancher's /cacerts
 
 
 def prepare(folder: Path) -> Identity:
@@ -74,6 +82,10 @@ def prepare(folder: Path) -> Identity:
         pki.leaf(cluster_ca, "rke2", _CLUSTER_HOSTS).save(keys, "cluster")
         pki.leaf(web_ca, "releases.lab", _WEB_HOSTS).save(keys, "web")
         _prepare_wrong(keys, cluster_ca)
+        rancher_ca = pki.authority("dynamiclistener-ca@lab")
+        rancher_ca.save(keys, "rancher-ca")
+        pki.leaf(rancher_ca, "rancher.lab", _RANCHER_HOSTS).save(keys, "rancher")
+        _write_secret(folder / "rancher.token")
         _write_secret(folder / "agent.password")
         _write_secret(folder / "proxy.password")
         _write_secret(folder / "admin.token")  # the last file: with it, all is there
@@ -81,7 +93,11 @@ def prepare(folder: Path) -> Identity:
     token = f"K10{ca_hash}::node:{_secret(folder / 'agent.password')}"
     password = _secret(folder / "proxy.password")
     proxy = f"http://{PROXY_USER}:{password}@proxy.lab:{PORTS['proxy']}"
-    return Identity(token, SUPERVISOR, proxy, ca_hash, keys / "web-ca.crt")
+    return Identity(
+        token, SUPERVISOR, proxy, ca_hash, keys / "web-ca.crt",
+        rancher_token=_secret(folder / "rancher.token"),
+        rancher_checksum=pki.ca_hash((keys / "rancher-ca.crt").read_bytes()),
+    )  # fmt: skip
 
 
 def _prepare_wrong(keys: Path, cluster_ca: pki.Pair) -> None:
@@ -109,7 +125,7 @@ class Cluster:
         releases: Path,
         ports: Mapping[str, int] = PORTS,
     ) -> None:
-        prepare(folder)
+        identity = prepare(folder)
         self._folder = folder
         self._address = address
         self._faults = Faults(folder / "faults.json")
@@ -119,6 +135,14 @@ class Cluster:
         self._ended = threading.Event()
         self._start_downloads(archive, releases, ports)
         self._start_cluster(ports)
+        known = rancher.Known(
+            ca=pki.load(folder / "pki", "rancher-ca").certificate,
+            agent_token=identity.token,
+            registration_token=identity.rancher_token,
+            releases=releases,
+            rke2_version=RKE2_VERSION,
+        )
+        self._listen("rancher", ports, rancher.app(known, folder), "rancher")
         places = {
             target: (address, self._servers[name].port) for target, name in _BEHIND_PROXY.items()
         }

@@ -16,10 +16,10 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
 
 # What a cloud image of Debian has and the walk leans on. openssh-client: without ssh-keygen
-# cloud-init 22.4 ends in `error`.
+# cloud-init 22.4 ends in `error`. curl: Rancher's install.sh needs it.
 BASE = (
-    "apt", "ca-certificates", "cloud-init", "dbus", "gpg", "initramfs-tools", "iproute2", "kmod",
-    "openssh-client", "openssl", "pciutils", "procps", "python3", "systemd-sysv", "udev",
+    "apt", "ca-certificates", "cloud-init", "curl", "dbus", "gpg", "initramfs-tools", "iproute2",
+    "kmod", "openssh-client", "openssl", "pciutils", "procps", "python3", "systemd-sysv", "udev",
 )  # fmt: skip
 
 # What gpuboot's .deb depends on, and what its walk installs that is no stand-in.

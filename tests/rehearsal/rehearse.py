@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tests.rehearsal import journal, planned, rerun, secrecy, verdict
+from tests.rehearsal import journal, planned, rancher, rerun, secrecy, verdict
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation
 from tests.rehearsal.report import RigError, say
@@ -173,10 +173,12 @@ def _secrecy(stage: Stage) -> list[str]:
     allowed = secrecy.told_to_write(stage.user_data, token)
     allowed |= {path for path, content in stage.acted.written if token in content}
     shown = node.run("journalctl", "--output=export", "--all", "--no-pager").stdout
+    ours = node.run("journalctl", "--unit=gpuboot", "--output=export", "--no-pager").stdout
     return [
         *secrecy.in_files(stage.disk, [stage.disk], token, allowed),
         *secrecy.in_files(node.root, [node.root / "run", node.root / "dev/shm"], token, allowed),
         *secrecy.in_text("the journal", shown, token),
+        *secrecy.said_by_gpuboot(node.root, ours, rancher.tokens(stage.servers, stage.ground)),
     ]
 
 

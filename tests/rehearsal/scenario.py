@@ -9,6 +9,15 @@ node.yaml (all keys but description are optional):
     nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
     cloud-init: present           # absent: it is not installed, and the rig writes config and token
     disk: 4G                      # the node's disk is no larger; M or G
+    rancher: {}                   # the node is Rancher's; its keys with their defaults:
+        cluster: pool             # rancher-machine made it; custom: user-data registers it
+        release: "2.15"           # or 2.14: no short life of tokens, plans applied at each start
+        token-lives: 30m          # from the machine's creation
+        plan-after: 0s            # until Rancher has a plan, from the registration on
+        plan-takes: 2s            # the plan's instruction, once Rancher's file is written
+        labels, taints: []        # of the pool
+        data-dir: ""              # RKE2's
+        server: @server@          # the supervisor
     proxy: false                  # archive and releases can only be reached through @proxy@
     release-folder: /srv/rke2     # RKE2's release and its images lie there on the node, flat
     usr-local: writable           # or read-only, or mount (writable, a mount point of its own)
@@ -22,10 +31,11 @@ node.yaml (all keys but description are optional):
     faults: {}                    # handed to the servers as faults.json
 
 config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. Where one is missing,
-plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place. In both, @token@
-@ca_hash@ @server@ @rke2_version@ @rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ are filled in. A
-line that holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml, becomes
-plain.yaml, or the config, as far indented as that line.
+plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place, or for Rancher's
+nodes rancher.yaml or rancher-user-data.yaml. In both, @token@ @ca_hash@ @server@ @rke2_version@
+@rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ and @rancher_command@, a custom cluster's, are
+filled in. A line that holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml,
+becomes the plain configuration, or the scenario's, as far indented as that line.
 
 expect.yaml (only what is given is compared; see verdict.py):
     state: ready                  # of `gpuboot status --json`; the only key that must be there
@@ -56,6 +66,7 @@ acts.yaml (may be missing): what happens to the node once it is as expect.yaml w
     power-cycle: true             # switched off in order; then it boots again
     gpus: [{slot: …}]             # the cards that are there from the next boot on
     faults: {}                    # the servers' faults.json from now on
+    rancher: {}                   # keys of node.yaml's rancher that are other ones from now on
     network: cut                  # the node's cable, over reboots too; `whole` puts it in again
     kill: gpuboot                 # SIGKILL for the unit's main process; apt: for dpkg's parent
     kubectl: [delete, node, NAME] # as the cluster's administrator; also [taint, node, NAME, K=V:E]
@@ -74,7 +85,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import acts, archive
+from tests.rehearsal import acts, archive, rancher
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
@@ -82,6 +93,8 @@ from tests.rehearsal.table import ScenarioError, Table, read
 FOLDER = Path(__file__).parent / "scenarios"
 PLAIN = FOLDER / "plain.yaml"
 PLAIN_USER_DATA = FOLDER / "plain-user-data.yaml"
+RANCHER = FOLDER / "rancher.yaml"
+RANCHER_USER_DATA = FOLDER / "rancher-user-data.yaml"
 NOUVEAU = ("absent", "idle", "busy", "stuck")
 # systemd-nspawn's options that make /usr/local of a node what it is to be.
 USR_LOCAL = {
@@ -105,6 +118,7 @@ class Setup:
     hostname: str
     nodes: int
     cloud_init: str
+    rancher: Mapping[str, object] | None
     disk: str | None
     proxy: bool
     release_folder: str | None
@@ -150,33 +164,41 @@ def folders() -> list[Path]:
 def load(folder: Path) -> Scenario:
     """The scenario in `folder`; raises ScenarioError with file and key."""
     expect = read(folder / "expect.yaml")
+    setup = _setup(read(folder / "node.yaml"))
     return Scenario(
         name=folder.name,
         folder=folder,
-        setup=_setup(read(folder / "node.yaml")),
+        setup=setup,
         expect=expectation(expect, state=expect.text("state")),
-        config=_text(_config(folder)),
-        user_data=_text(_user_data(folder)),
+        config=_text(_config(folder, setup)),
+        user_data=_text(_user_data(folder, setup)),
         acts=acts.load(folder / "acts.yaml"),
     )
 
 
 def fill(scenario: Scenario, values: Mapping[str, str]) -> tuple[str, str]:
     """config.yaml and user-data.yaml with the placeholders filled in."""
-    plain = _text(PLAIN)
-    config = fill_text(_config(scenario.folder), scenario.config, values, plain=plain)
-    user_data = _user_data(scenario.folder)
+    setup, folder = scenario.setup, scenario.folder
+    plain = _text(plain_config(setup))
+    config = fill_text(_config(folder, setup), scenario.config, values, plain=plain)
+    user_data = _user_data(folder, setup)
     return config, fill_text(user_data, scenario.user_data, values, config=config)
 
 
-def _config(folder: Path) -> Path:
+def plain_config(setup: Setup) -> Path:
+    """The configuration of nodes that need no other."""
+    return PLAIN if setup.rancher is None else RANCHER
+
+
+def _config(folder: Path, setup: Setup) -> Path:
     file = folder / "config.yaml"
-    return file if file.is_file() else PLAIN
+    return file if file.is_file() else plain_config(setup)
 
 
-def _user_data(folder: Path) -> Path:
+def _user_data(folder: Path, setup: Setup) -> Path:
     file = folder / "user-data.yaml"
-    return file if file.is_file() else PLAIN_USER_DATA
+    plain = PLAIN_USER_DATA if setup.rancher is None else RANCHER_USER_DATA
+    return file if file.is_file() else plain
 
 
 def fill_text(file: Path, text: str, values: Mapping[str, str], **blocks: str) -> str:
@@ -218,6 +240,7 @@ def _size(table: Table, key: str) -> str | None:
 
 
 def _setup(table: Table) -> Setup:
+    managed = table.table("rancher")
     setup = Setup(
         description=table.text("description"),
         core=table.flag("core", default=False),
@@ -226,6 +249,7 @@ def _setup(table: Table) -> Setup:
         hostname=table.text("hostname", "gpu-worker-1"),
         nodes=table.number("nodes") or 1,
         cloud_init=table.choice("cloud-init", ("present", "absent"), "present"),
+        rancher=rancher.settings(managed) if managed else None,
         disk=_size(table, "disk"),
         proxy=table.flag("proxy", default=False),
         release_folder=table.optional_text("release-folder"),

@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 # Whose token it is anyway; none of these may be readable by others. cloud-init keeps its
-# own copies of user-data, and RKE2 keeps what it was told and signed.
+# own copies of user-data, RKE2 keeps what it was told and signed, and Rancher its plans.
 OTHERS = ("/etc/cloud/cloud.cfg.d/90-lab.cfg", "/var/lib/cloud/", "/run/cloud-init/",
-          "/var/lib/rancher/rke2/")  # fmt: skip
+          "/var/lib/rancher/", "/etc/rancher/rke2/config.yaml.d/50-rancher.yaml")  # fmt: skip
 DROP_IN = "/etc/rancher/rke2/config.yaml.d/60-gpuboot.yaml"
 SAMPLE = 0.1  # seconds between two looks at the process list
 
@@ -67,6 +67,19 @@ def _search(folders: Sequence[Path], token: str) -> list[Path]:
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
     )  # fmt: skip
     return [Path(name) for name in done.stdout.split("\0") if name]
+
+
+def said_by_gpuboot(root: Path, journal: str, secrets: Sequence[str]) -> list[str]:
+    """Findings for Rancher's tokens in what gpuboot has written; elsewhere they are Rancher's."""
+    texts = {"gpuboot's journal": journal}
+    for folder in ("run/gpuboot", "var/lib/gpuboot"):
+        for file in (root / folder).glob("*.json"):
+            texts[f"/{file.relative_to(root)}"] = file.read_text(errors="replace")
+    return [
+        f"token secrecy: {place} holds a token of Rancher's"
+        for place, text in texts.items()
+        if any(secret in text for secret in secrets)
+    ]
 
 
 def in_text(place: str, text: str, token: str) -> list[str]:

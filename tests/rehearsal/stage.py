@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from tests.rehearsal import acts, hardware, lab, tree
+from tests.rehearsal import acts, hardware, lab, rancher, tree
 from tests.rehearsal.node import Node
 from tests.rehearsal.report import Watch, say
-from tests.rehearsal.scenario import PLAIN, USR_LOCAL, Scenario, fill, fill_text
+from tests.rehearsal.scenario import USR_LOCAL, Scenario, fill, fill_text, plain_config
 
 NODE_ADDRESS = "10.88.0.{}"
 FIRST_ADDRESS = 11
@@ -78,6 +78,8 @@ def staged(scenario: Scenario, folder: Path) -> Iterator[list[Stage]]:
     shutil.copytree(ground.identity, folder / "servers")
     faults = json.dumps(dict(scenario.setup.faults))
     (folder / "servers/faults.json").write_text(faults, encoding="utf-8")
+    if scenario.setup.rancher is not None:
+        rancher.begin(folder / "servers", scenario.setup.rancher, names(scenario))
     lab.sweep_cgroups(folder.parent)
     group = lab.cgroup(folder)
     try:
@@ -95,15 +97,18 @@ def staged(scenario: Scenario, folder: Path) -> Iterator[list[Stage]]:
 def _node(scenario: Scenario, ground: tree.Ground, run: Path, number: int) -> Iterator[Stage]:
     """The machine with that number, from 0, switched off; it is unplugged at the end."""
     setup = scenario.setup
-    name = _name(setup.hostname, number, setup.nodes)
+    name = names(scenario)[number]
     folder = run / name
     folder.mkdir()
     config, user_data = fill(scenario, ground.values())
 
     def fill_act(text: str) -> str:
-        acts_file, plain = scenario.folder / "acts.yaml", PLAIN.read_text(encoding="utf-8")
+        acts_file = scenario.folder / "acts.yaml"
+        plain = plain_config(setup).read_text(encoding="utf-8")
         return fill_text(acts_file, text, ground.values(), config=config, plain=plain)
 
+    if setup.rancher is not None:
+        user_data = rancher.user_data(run / "servers", user_data, name, ground)
     group = lab.cgroup(run) / name
     group.mkdir()
     with lab.disk(ground.layers, folder, setup.disk) as root:
@@ -128,9 +133,12 @@ def _node(scenario: Scenario, ground: tree.Ground, run: Path, number: int) -> It
             node.power_cut()
 
 
-def _name(hostname: str, number: int, nodes: int) -> str:
-    """gpu-worker-1, gpu-worker-2 … where there are several."""
-    return f"{hostname.removesuffix('-1')}-{number + 1}" if nodes > 1 else hostname
+def names(scenario: Scenario) -> list[str]:
+    """The host names: gpu-worker-1, gpu-worker-2 … where there are several."""
+    setup = scenario.setup
+    stem = setup.hostname.removesuffix("-1")
+    several = [f"{stem}-{number + 1}" for number in range(setup.nodes)]
+    return several if setup.nodes > 1 else [setup.hostname]
 
 
 def _hardware(scenario: Scenario, kernel: str) -> hardware.Hardware:

@@ -24,12 +24,13 @@ from tests.rehearsal import archive, cluster, hardware, lab, packages, release
 from tests.rehearsal.command import run
 from tests.rehearsal.packages import Kernel
 from tests.rehearsal.report import RigError, say
+from tests.rehearsal.standins.rancher import machine as rancher_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
-RKE2_VERSION = "v1.35.7+rke2r1"
-HOSTS = "archive.lab releases.lab mirror.lab cluster.lab proxy.lab"
-BEHIND_PROXY = "cluster.lab proxy.lab"
+RKE2_VERSION = cluster.RKE2_VERSION
+HOSTS = "archive.lab releases.lab mirror.lab cluster.lab proxy.lab rancher.lab"
+BEHIND_PROXY = "cluster.lab proxy.lab rancher.lab"
 ARCHIVE_KEY = "/usr/share/keyrings/lab-archive.gpg"
 TOOLKIT_KEY = "/usr/share/keyrings/lab-toolkit.gpg"
 KEYS = Path("/run/lab-keys")  # gone with the lab, and short enough for gpg-agent's socket
@@ -58,6 +59,8 @@ class Ground:
     server: str
     proxy: str  # its address, with user and password
     rke2_sha256: str
+    rancher_token: str
+    rancher_checksum: str
 
     def values(self) -> dict[str, str]:
         """The placeholders of config.yaml and user-data.yaml."""
@@ -70,6 +73,9 @@ class Ground:
             "rke2_sha256": self.rke2_sha256,
             "archive_key": ARCHIVE_KEY,
             "toolkit_key": TOOLKIT_KEY,
+            "rancher_command": rancher_machine.registration(
+                cluster.RANCHER, self.rancher_checksum, self.rancher_token
+            ),
         }
 
 
@@ -115,7 +121,7 @@ def prepare(debian: str) -> Ground:
     layers = (product, machine, _base(debian))
     return Ground(
         kernel.release, layers, lab_archive, releases, identity,
-        made.token, made.server, made.proxy, sha256,
+        made.token, made.server, made.proxy, sha256, made.rancher_token, made.rancher_checksum,
     )  # fmt: skip
 
 

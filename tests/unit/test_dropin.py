@@ -34,11 +34,11 @@ def content(node: Node, wanted: Rke2Config | None = None) -> Mapping[str, Any]:
     return found
 
 
-def refused(node: Node) -> GpubootError:
+def refused(node: Node, *, retry: bool = False) -> GpubootError:
     with pytest.raises(GpubootError) as caught:
         step().text(node.host)
     assert caught.value.code.id == "GB510"
-    assert not caught.value.retry
+    assert caught.value.retry is retry
     return caught.value
 
 
@@ -152,6 +152,30 @@ def test_another_value_of_ours_is_an_error_that_names_both_files(
     message = refused(node).message
     assert message.startswith(f"{MAIN}: {theirs}")
     assert message.endswith("in /etc/gpuboot/config.yaml")
+
+
+@pytest.mark.parametrize(("name", "retry"), [("40-x.yaml", False), ("50-rancher.yaml", True)])
+def test_only_what_rancher_says_may_change_without_anybody_at_this_node(
+    node: Node, name: str, *, retry: bool
+) -> None:
+    for text in (
+        "{",
+        "node-label: [nvidia.com/gpu=x]",
+        "node-taint: ['nvidia.com/gpu=x:NoSchedule']",
+        "node-taint: [broken]",
+    ):
+        node.put(f"{FOLDER}/{name}", text)
+        refused(node, retry=retry)
+
+
+@pytest.mark.parametrize("label", ["nvidia.com/gpu=absent", LABEL])
+def test_a_node_that_had_joined_is_kept_out_by_no_other_value(node: Node, label: str) -> None:
+    """The pool was changed in Rancher meanwhile; what differs is drift, told by node-joined."""
+    node.put(f"{dropin.DATA}/agent/client-kubelet.crt")
+    theirs = {"node-label": [label], "node-taint": ["nvidia.com/gpu=x:NoSchedule"]}
+    node.put(f"{FOLDER}/50-rancher.yaml", json.dumps(theirs))
+    assert content(node) == {}
+    assert isinstance(settled(node, step()), Ok)
 
 
 def test_the_file_that_holds_the_other_value_is_named_not_the_last_one(node: Node) -> None:

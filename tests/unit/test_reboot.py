@@ -210,6 +210,71 @@ def test_a_reboot_waits_for_a_plan_that_rancher_applies(node: Node) -> None:
     assert told == [f"{WHY}; the reboot waits: Rancher's system-agent is applying its plan", WHY]
 
 
+def managed(node: Node, **answers: str | Result) -> None:
+    """A node of Rancher's whose system-agent runs."""
+    node.put("/etc/rancher/agent/config.yaml")
+    node.unit("rke2-agent.service")
+    node.unit("rancher-system-agent.service", ActiveState="active")
+    node.answers |= {"systemctl stop": "", "systemctl start": "", "systemctl reset-failed": ""}
+    node.answers |= {"systemctl reboot": "", **answers}
+
+
+def asked(node: Node) -> list[str]:
+    """The systemctl verbs that change something, in order."""
+    verbs = [command.split()[1] for command in node.ran if command.startswith("systemctl")]
+    return [verb for verb in verbs if verb in ("stop", "start", "reboot")]
+
+
+def test_rancher_s_system_agent_is_stopped_before_the_reboot(node: Node) -> None:
+    managed(node)
+    reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+    assert asked(node) == ["stop", "reboot"]
+
+
+def test_a_system_agent_that_was_stopped_for_nothing_is_started_again(node: Node) -> None:
+    managed(node)
+    node.put("/var/lib/gpuboot")  # a file where the folder must be
+    with pytest.raises(GpubootError):
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+    assert asked(node) == ["stop", "start"]
+
+
+def test_a_reboot_that_systemd_refuses_leaves_the_system_agent_running(node: Node) -> None:
+    managed(node)
+    node.answers["systemctl reboot"] = Result(1, err="Call to Reboot failed")
+    with pytest.raises(GpubootError) as caught:
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+    assert caught.value.code.id == "GB010"
+    assert asked(node) == ["stop", "reboot", "start"]
+
+
+def test_a_system_agent_is_not_stopped_for_a_node_that_is_live(node: Node) -> None:
+    managed(node)
+    node.unit("rke2-agent.service", ActiveState="active")
+    assert refused(node).code == reboot.NOT_YET
+    assert asked(node) == []
+
+
+def test_a_plan_that_had_just_begun_is_waited_for_once_more(node: Node) -> None:
+    managed(node)
+    interlock = "/var/lib/rancher/agent/interlock/applyinator-active"
+    stops: list[int] = []
+
+    def stop(_: Command) -> Result:
+        stops.append(1)
+        if len(stops) == 1:
+            node.put(interlock)
+        return Result(0)
+
+    def watch(text: str) -> None:
+        if "applying its plan" in text:
+            node.host.remove(interlock)
+
+    node.answers["systemctl stop"] = stop
+    reboot.reboot(node.host, record(), STEP, WHY, watch)
+    assert asked(node) == ["stop", "start", "stop", "reboot"]
+
+
 DISK = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 MOUNTS = [
     ("", None),

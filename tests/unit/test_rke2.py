@@ -149,5 +149,5 @@ def test_a_unit_that_systemd_knows_an_older_form_of_is_read_again_unless_it_runs
     node.answers[question] = f"NeedDaemonReload={stale}\n"
     for verb in ("daemon-reload", "enable", "start", "reset-failed"):
         node.answers[f"systemctl {verb}"] = ""
-    AgentStarted("agent").apply(node.host)
+    AgentStarted().apply(node.host)
     assert ("systemctl daemon-reload" in node.ran) == reloaded

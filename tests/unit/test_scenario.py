@@ -20,6 +20,7 @@ VALUES = {
     "archive_key": "/a.gpg",
     "toolkit_key": "/t.gpg",
     "proxy": "http://node:secret@proxy.lab:3128",
+    "rancher_command": "curl https://rancher.lab:8443/system-agent-install.sh | sh -s - --worker",
 }
 
 
