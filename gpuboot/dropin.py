@@ -94,10 +94,10 @@ class Rke2Config:
             content["node-label+"] = missing_labels
         if missing_taints and not without_taints:
             content["node-taint+"] = missing_taints
-        return _yaml(content)
+        return as_yaml(content)
 
 
-def _yaml(content: Mapping[str, object]) -> str:
+def as_yaml(content: Mapping[str, object]) -> str:
     """JSON that YAML 1.1 reads the same (RKE2 has gopkg.in/yaml.v2).
 
     Every text is in quotes, so none is bent. YAML takes no character as the two halves that JSON

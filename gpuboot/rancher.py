@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -387,7 +386,7 @@ def give_way(host: Host) -> list[str]:
             left = [text for text in _texts(ours, key) if text not in texts]
             ours.pop(key, None)
             ours |= {key: left} if left else {}
-        host.write(dropin.FILE, json.dumps(ours, indent=2) + "\n", mode=0o600)
+        host.write(dropin.FILE, dropin.as_yaml(ours), mode=0o600)
     return taken
 
 
