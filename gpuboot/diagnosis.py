@@ -138,6 +138,7 @@ UNINITIALIZED = Code(
     ),
 )
 
+CLUSTERS = (NO_NETWORK, UNINITIALIZED)  # no file on the node has to do with these
 UNINITIALIZED_TAINT = "node.cloudprovider.kubernetes.io/uninitialized"
 
 

@@ -218,7 +218,7 @@ class NodeJoined:
         if cause is None:
             return Pending(problem)
         hint = cause.hint
-        if unread:
+        if unread and cause.code not in diagnosis.CLUSTERS:
             hint = f"{diagnosis.RESTART} (it has not read {unread} as it is now)"
         return Waiting(cause.message, cause.code, hint, cause.evidence)
 

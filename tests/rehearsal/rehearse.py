@@ -14,6 +14,7 @@ from tests.rehearsal.report import RigError, say
 from tests.rehearsal.settle import POLL, QUIET, Settle, cloud_init
 from tests.rehearsal.stage import Stage
 
+LOOKS = 4  # at least, for on a busy machine one of them takes long
 PLAN = 60.0  # seconds until the node's probe has asked for the plan
 
 
@@ -80,7 +81,9 @@ def _look(
     that waits looks again just now and then.
     """
     give_up = stage.watch.seconds + QUIET
+    looks = 0
     while True:
+        looks += 1
         evidence = collect(stage, expect)
         since = evidence
         if before:
@@ -90,7 +93,7 @@ def _look(
                 requests=evidence.requests[len(before.requests) :],
             )
         found = verdict.differences(expect, since)
-        if not found or stage.watch.seconds > give_up:
+        if not found or (looks >= LOOKS and stage.watch.seconds > give_up):
             return evidence, found
         stage.passes(POLL)
 

@@ -444,6 +444,17 @@ def test_an_agent_that_is_up_is_restarted_by_an_administrator(node: Node) -> Non
     assert str(found.hint).startswith("systemctl restart rke2-agent (it has not read /etc/rancher")
 
 
+def test_a_node_that_waits_for_its_cluster_needs_no_restart(node: Node) -> None:
+    """Our own file is written anew once the Node carries its taints."""
+    waits = {"key": UNINITIALIZED_TAINT, "value": "true", "effect": "NoSchedule"}
+    joined(node, content(labels={"nvidia.com/gpu": "present"}, taints=[TAINTED, waits]))
+    starting(node, age=90, active="active")
+    node.put(dropin.FILE, CONFIG.text(node.host, without_taints=True), mode=0o600)
+    found = STEP.check(node.host)
+    assert isinstance(found, Waiting), found
+    assert (found.code.id, found.hint) == ("GB555", "kubectl describe node gpu-1")
+
+
 @pytest.mark.parametrize(("active", "process"), [("activating", 0), ("deactivating", 4711)])
 def test_what_an_agent_said_of_files_that_are_corrected_is_no_cause(
     node: Node, active: str, process: int
