@@ -13,9 +13,6 @@ from gpuboot.secret import Secret
 FULL = "K10"
 # Characters that no line of a text holds: control characters, line breaks, halves of a pair.
 CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-_CERTIFICATE = re.compile(
-    rb"-----BEGIN CERTIFICATE-----\s+(.*?)\s+-----END CERTIFICATE-----", re.DOTALL
-)
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,17 @@ def ca_hash(bundle: bytes) -> str:
     without one RKE2 falls back to the raw bytes.)
     """
     with suppress(ValueError, IndexError):  # what cannot be taken apart is hashed as it is
-        certificates = [base64.b64decode(body) for body in _CERTIFICATE.findall(bundle)]
+        certificates = [base64.b64decode(body) for body in _bodies(bundle)]
         if len(certificates) > 1 and (root := _root(certificates)):
             return hashlib.sha256(root).hexdigest()
     return hashlib.sha256(bundle).hexdigest()
+
+
+def _bodies(bundle: bytes) -> list[bytes]:
+    """What stands between the lines of each certificate; no bundle takes longer than its size."""
+    parts = bundle.split(b"-----BEGIN CERTIFICATE-----")[1:]
+    ended = [part.partition(b"-----END CERTIFICATE-----") for part in parts]
+    return [body for body, end, _ in ended if end]
 
 
 def _root(certificates: list[bytes]) -> bytes | None:
@@ -96,13 +100,14 @@ def _names(der: bytes) -> tuple[bytes, bytes]:
 def _parts(der: bytes) -> list[bytes]:
     """The contents of the DER values that follow each other. Raises IndexError when cut off."""
     parts = []
-    while der:
-        length, start = der[1], 2
+    at = 0
+    while at < len(der):
+        length, start = der[at + 1], at + 2
         if length & 0x80:
             start += length & 0x7F
-            length = int.from_bytes(der[2:start], "big")
-        if len(der) < start + length:
+            length = int.from_bytes(der[at + 2 : start], "big")
+        at = start + length
+        if len(der) < at:
             raise IndexError
-        parts.append(der[start : start + length])
-        der = der[start + length :]
+        parts.append(der[start:at])
     return parts
