@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 from gpuboot.errors import Code, GpubootError
 
@@ -166,6 +165,8 @@ class RequestsWeb:
         headers: Mapping[str, str] | None = None,
         body: str | None = None,
     ) -> Answer:
+        from requests.auth import HTTPBasicAuth
+
         with _faults_named(url), self._session(url) as session, warnings.catch_warnings():
             # urllib3 warns of each unverified request; the one we make is checked by hash.
             warnings.simplefilter("ignore")
@@ -174,7 +175,7 @@ class RequestsWeb:
                     method,
                     url,
                     data=body,
-                    auth=auth,
+                    auth=auth and HTTPBasicAuth(*(word.encode() for word in auth)),
                     headers=headers,
                     timeout=TIMEOUT,
                     allow_redirects=False,
@@ -242,15 +243,16 @@ def _bundle(trust: Trust) -> Iterator[str | bool]:
 def _faults_named(url: str) -> Iterator[None]:
     import requests
 
-    place = urlsplit(url).netloc.rpartition("@")[2]
+    place = url.partition("//")[2].partition("/")[0].rpartition("@")[2] or "nowhere"
     try:
         yield
     except requests.exceptions.SSLError as error:
         raise GpubootError(
             TLS_REFUSED, f"{place}: certificate refused", evidence=_innermost(error), retry=True
         ) from None
-    except (requests.exceptions.RequestException, OSError) as error:
-        # requests lets a bad CA file or client certificate through as a plain OSError.
+    except (requests.exceptions.RequestException, OSError, ValueError) as error:
+        # requests lets a bad CA file or client certificate through as a plain OSError, and an
+        # address that cannot be taken apart, be it a redirection's, as a ValueError.
         raise GpubootError(
             UNREACHABLE, f"{place} cannot be reached", evidence=_innermost(error), retry=True
         ) from None
