@@ -12,7 +12,7 @@ import yaml
 from gpuboot import labels
 from gpuboot.errors import Code, GpubootError
 from gpuboot.labels import Taint
-from gpuboot.secret import Secret
+from gpuboot.secret import Secret, blotted
 from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ FOREIGN_CONFIG = Code(
     ),
     ("ls /etc/rancher/rke2/config.yaml.d", "gpuboot config show"),
 )
+
+
+# What PyYAML raises beside its own errors, for nesting without an end or for a value that is not
+# what it looks like, such as a date of the 99th.
+STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
 def _content(host: Host, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(host.read(name) or "")
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *STUMBLES) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(
             FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent"
@@ -155,11 +160,17 @@ def _content(host: Host, name: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise GpubootError(FOREIGN_CONFIG, f"{name}:1: is no map, which ends rke2-agent")
-    return {str(key): value for key, value in content.items()}
+    return {_scalar(key): value for key, value in content.items()}
 
 
 def _scalar(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (dict, list, set, bytes)) or (isinstance(value, int) and value >> 63 > 0):
+        # Nothing that we look at is one of these, and aliases can make a page of them fill the
+        # memory.
+        return f"<{type(value).__name__}>"
+    return str(value)
 
 
 def _missing_labels(wanted: Sequence[str], others: Merged) -> list[str]:
@@ -171,7 +182,9 @@ def _missing_labels(wanted: Sequence[str], others: Merged) -> list[str]:
             missing.append(text)
         elif there[label.key] != label.value:
             theirs = f"{label.key}={there[label.key]}"
-            raise _contradiction(others.files["node-label", theirs], "node-label", theirs, text)
+            # A label may stand there without the sign.
+            file = others.files.get(("node-label", theirs)) or others.files["node-label", label.key]
+            raise _contradiction(file, "node-label", theirs, text)
     return missing
 
 
@@ -198,7 +211,7 @@ def _missing_taints(wanted: Sequence[str], others: Merged) -> list[str]:
 def _contradiction(file: str, key: str, theirs: str, ours: str) -> GpubootError:
     return GpubootError(
         FOREIGN_CONFIG,
-        f"{file}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
+        f"{file}: {key} {blotted(theirs)} contradicts {ours} in /etc/gpuboot/config.yaml",
         hint="make both say the same, then: gpuboot run",
     )
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -220,7 +221,7 @@ def read_node(host: Host, name: str, data: str) -> Node:
         )
     try:
         return parse_node(json.loads(answer.text))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise GpubootError(
             NOT_JOINED, f"the API server's answer for node {name} is no Node", retry=True
         ) from None
@@ -247,27 +248,38 @@ def credentials(host: Host, text: str, file: str) -> tuple[str, Trust]:
             else host.read(cluster["certificate-authority"]) or ""
         )
         client = tuple(str(host.path(user[f"client-{part}"])) for part in ("certificate", "key"))
+        if not urlsplit(cluster["server"]).hostname:
+            raise ValueError
         return cluster["server"], Trust(pem.encode(), client=(client[0], client[1]))
-    except (yaml.YAMLError, KeyError, TypeError, IndexError, ValueError):
+    except (yaml.YAMLError, *dropin.STUMBLES):
         raise GpubootError(
             NOT_JOINED, f"{file} is no kubeconfig of a kubelet", retry=True
         ) from None
 
 
 def parse_node(content: Mapping[str, Any]) -> Node:
-    """A Node from the API server's JSON. Raises KeyError, TypeError or AttributeError."""
+    """A Node from the API server's JSON. Raises ValueError, KeyError, TypeError, AttributeError."""
     conditions = content.get("status", {}).get("conditions") or []
     ready: dict[str, str] = next((item for item in conditions if item["type"] == "Ready"), {})
+    found = content["metadata"].get("labels") or {}
     return Node(
-        name=content["metadata"]["name"],
+        name=_text(content["metadata"]["name"]),
         ready=ready.get("status") == "True",
-        not_ready_because=ready.get("message") or ready.get("reason") or "no condition yet",
-        labels=content["metadata"].get("labels") or {},
+        not_ready_because=_text(ready.get("message") or ready.get("reason") or "no condition yet"),
+        labels={_text(key): _text(value) for key, value in found.items()},
         taints=tuple(
-            Taint(item["key"], item.get("value", ""), item["effect"])
+            Taint(_text(item["key"]), _text(item.get("value") or ""), _text(item["effect"]))
             for item in content.get("spec", {}).get("taints") or []
         ),
     )
+
+
+def _text(value: object) -> str:
+    """A text as Kubernetes has them. Raises TypeError, or ValueError for half of a character."""
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()
+    return value
 
 
 def _raise_known_cause(host: Host, data: str) -> None:
