@@ -186,7 +186,9 @@ HTTPS = Kind(_url("https"), "an https address", {"type": "string", "pattern": "^
 SECRET = Kind(_secret, "a text on one line", {"type": "string", "writeOnly": True})
 TOKEN = Kind(_join_token, "a token such as K10<hash>::node:<password>", SECRET.schema)
 SHA256 = pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")
-VERSION = pattern(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", "a release such as v1.35.7+rke2r1")
+_N = "[0-9]{1,5}"
+RELEASE = rf"v{_N}\.{_N}\.{_N}(-rc{_N})?\+rke2r{_N}"
+VERSION = pattern(RELEASE, "a release such as v1.35.7+rke2r1")
 BRANCH = pattern(r"[0-9]{3}(\.[0-9]+){0,2}", "a driver branch such as 580")
 AUTO = optional(BRANCH, "auto")
 

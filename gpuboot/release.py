@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
@@ -12,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from gpuboot import web
 from gpuboot.errors import Code, GpubootError
+from gpuboot.kinds import RELEASE
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -79,7 +81,7 @@ def lookup(host: Host, want: Release) -> str:
     address = f"{want.channels}/{want.channel}"
     answer = host.web.get(address)
     name = unquote(answer.headers.get("location", "").rstrip("/").rpartition("/")[2])
-    if not re.fullmatch(r"v\d+\.\d+\.\d+(-rc\d+)?\+rke2r\d+", name):
+    if not re.fullmatch(RELEASE, name):
         raise GpubootError(
             NOT_FOUND, f"{address} answered {answer.status} and names no release", retry=True
         )
@@ -128,8 +130,11 @@ def _unpack(host: Host, tarball: str) -> None:
     The tarball goes before it, still open: nothing would remove it after a power cut then.
     """
     try:
-        with tarfile.open(host.path(tarball)) as archive:
+        with tarfile.open(host.path(tarball), "r:gz") as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
+            if sparse := next((member for member in members if member.issparse()), None):
+                # A few bytes of it may stand for more than the disk holds.
+                raise GpubootError(DAMAGED, f"{TARBALL} holds the sparse file {sparse.name!r}")
             members.sort(key=lambda member: member.name.endswith("bin/rke2"))
             for member in members:
                 name = f"{PREFIX}/{_inside(member.name)}"
@@ -139,7 +144,7 @@ def _unpack(host: Host, tarball: str) -> None:
                 # The operator's own settings live in the .env file: an old one stays.
                 if content and not (name.endswith(".env") and host.exists(name)):
                     host.write_stream(name, _chunks(content), mode=member.mode & 0o755)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise GpubootError(DAMAGED, f"{tarball}: {error}") from error
 
 
@@ -150,6 +155,6 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 def _inside(name: str) -> str:
     """The member's name if it stays below the prefix. Raises GB506."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or not parts:
+    if name.startswith("/") or ".." in parts or not parts or not name.isprintable():
         raise GpubootError(DAMAGED, f"{TARBALL} holds the name {name!r}")
     return "/".join(parts)

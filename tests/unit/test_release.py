@@ -143,6 +143,8 @@ def test_a_channel_stands_for_the_release_it_redirects_to(node: Node, location: 
         Answer(404), Answer(200, b"v1.35.7+rke2r1"), Answer(302, b"", {"location": ""}),
         Answer(302, b"", {"location": "https://x/releases/latest"}),
         Answer(302, b"", {"location": "https://x/..%2F..%2Fetc"}),
+        Answer(302, b"", {"location": "https://x/v\u0663.\u0663.\u0663+rke2r\u0663"}),
+        Answer(302, b"", {"location": f"https://x/v{'9' * 300}.1.1+rke2r1"}),
     ],
     ids=str,
 )  # fmt: skip
@@ -214,6 +216,29 @@ def test_a_file_has_no_setuid_bit_and_is_written_by_nobody_else(node: Node) -> N
     publish(node, tarball(names={"bin/rke2": 0o6777}))
     release.install(node.host, want())
     assert node.host.mode("/usr/local/bin/rke2") == 0o755
+
+
+def test_a_file_that_is_more_on_disk_than_in_the_tarball_is_refused(node: Node) -> None:
+    vast = tarfile.TarInfo("bin/vast")
+    vast.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 33)}
+    vast.size = 1
+    publish(node, tarball(vast))
+    assert "holds the sparse file 'bin/vast'" in refused(node, want()).message
+    assert [file for file in node.files() if file != CACHED] == []
+
+
+def test_a_name_that_no_file_can_have_is_refused(node: Node) -> None:
+    odd = tarfile.TarInfo("bin/odd")
+    odd.pax_headers = {"path": "bin/a\0b"}
+    publish(node, tarball(odd))
+    assert refused(node, want()).code.id == "GB506"
+
+
+def test_a_damaged_tarball_that_fits_its_pin_is_told(node: Node) -> None:
+    content = bytearray(tarball())
+    content[200:260] = b"\xff" * 60
+    publish(node, bytes(content))
+    assert refused(node, want(sha256=digest(bytes(content)))).code.id == "GB506"
 
 
 @pytest.mark.parametrize("content", [b"<html>not here</html>", b"", tarball()[:200]])
