@@ -100,8 +100,15 @@ MANY = base64.encodebytes(b"\x30\x83\x08\x00\x00" + b"\x30\x00" * 0x40000)
 
 
 @pytest.mark.parametrize(
-    "body", [BEGIN * 20_000, BEGIN + b" " * 20_000, BEGIN + b"\n" * 20_000 + END, (BEGIN + MANY + END) * 2]
-)  # fmt: skip
+    "body",
+    [
+        BEGIN * 20_000,
+        BEGIN + b" " * 20_000,
+        BEGIN + b"\n" * 20_000 + END,
+        (BEGIN + MANY + END) * 2,
+    ],
+    ids=["beginnings", "spaces", "lines", "values"],
+)
 def test_a_bundle_that_is_all_beginnings_takes_no_longer_than_another(body: bytes) -> None:
     begun = time.thread_time()
     assert token.ca_hash(body) == hashlib.sha256(body).hexdigest()
