@@ -63,7 +63,7 @@ def tells(text: str) -> list[str]:
     return [spelling for spelling in answers.SPELLINGS if spelling in text]
 
 
-def discreet(*texts: str | None) -> None:
+def told(*texts: str | None) -> None:
     """Nothing in these texts is secret, and each can be written."""
     for text in filter(None, texts):
         assert not tells(text), text
@@ -79,10 +79,10 @@ def walked(node: Node, step: Step) -> str:
     progress = Progress(host, record, Config(), (step,))
     outcome = Walk(host, record, lambda: rke2.live(host), progress.watch).run((), (step,))
     progress.end(outcome, None)
-    discreet(host.mask(f"{outcome.reason}\n{outcome.hint}\n{outcome.evidence}"))
+    told(host.mask(f"{outcome.reason}\n{outcome.hint}\n{outcome.evidence}"))
     found = status.look(host)
     json.dumps(found)
-    discreet(show.status(found), node.text("/run/gpuboot/progress.json"))
+    told(show.status(found), node.text("/run/gpuboot/progress.json"))
     return outcome.state
 
 
@@ -94,11 +94,11 @@ def token_text(node: Node, text: str) -> bool:
     try:
         parsed = token.parse(Secret(text))
     except ValueError as error:
-        discreet(str(error))  # also without the mask, which does not know it yet
+        told(str(error))  # also without the mask, which does not know it yet
         accepted = False
     else:
         assert parsed.password.reveal() in text
-        discreet(repr(parsed))
+        told(repr(parsed))
         accepted = True
     node.put("/etc/token", text.encode("utf-8", "surrogatepass"), mode=0o600)
     node.web.pages = {f"{SERVER}/cacerts": Answer(200), f"{SERVER}/v1-rke2/readyz": Answer(401)}
@@ -169,13 +169,13 @@ def kubeconfig(node: Node, text: bytes) -> bool:
             node.host, text.decode("utf-8", "replace"), "/var/lib/kubeconfig"
         )
     except GpubootError as error:
-        discreet(error.message, error.hint, error.evidence)
+        told(error.message, error.hint, error.evidence)
         return False
     assert trust.client
     try:
         ALONE.get(f"{server.replace('6443', '9')}/api", trust=trust)
     except GpubootError as error:
-        discreet(error.message, error.hint)
+        told(error.message, error.hint)
     return True
 
 
@@ -187,7 +187,7 @@ def drop_ins(node: Node, files: Mapping[str, bytes]) -> bool:
         HERE.check(node.host)
         text = HERE.text(node.host)
     except GpubootError as error:
-        discreet(error.message, error.hint, error.evidence)
+        told(error.message, error.hint, error.evidence)
         return False
     assert not tells(text)
     assert len(text) < 10_000
@@ -204,7 +204,7 @@ def channel(node: Node, drawn: tuple[int, str]) -> bool:
     try:
         found = release.lookup(node.host, replace(WANT, version=None, channel="stable"))
     except GpubootError as error:
-        discreet(error.message, error.hint, error.evidence)
+        told(error.message, error.hint, error.evidence)
         return False
     assert re.fullmatch(r"v[0-9.]{5,20}(-rc[0-9]{1,5})?\+rke2r[0-9]{1,5}", found)
     return True
@@ -220,7 +220,7 @@ def download(node: Node, drawn: tuple[bytes, bytes]) -> bool:
         release.install(node.host, WANT)
         accepted = True
     except GpubootError as error:
-        discreet(error.message, error.hint, error.evidence)
+        told(error.message, error.hint, error.evidence)
         accepted = False
     for name in set(node.files()) - set(before):
         assert name.startswith(("/usr/local/", "/var/cache/gpuboot/rke2-v1.35.7+rke2r1")), name
@@ -243,7 +243,7 @@ def wire(node: Node, answer: bytes) -> bool:
                 ask(f"http://127.0.0.1:{port}/x")
                 accepted += 1
             except GpubootError as error:
-                discreet(error.message, error.hint, node.host.mask(error.evidence))
+                told(error.message, error.hint, node.host.mask(error.evidence))
     return accepted > 0
 
 
@@ -330,7 +330,7 @@ def explore(kind: str, examples: int) -> Counter[str]:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_nothing_that_others_say_breaks_joining_or_has_it_tell_a_secret(kind: str) -> None:
-    seen = explore(kind, 60)
+    seen = explore(kind, 50)
     assert 0 < seen["accepted"] < seen["cases"]
 
 
