@@ -197,10 +197,21 @@ def drop_ins(node: Node, files: Mapping[str, bytes]) -> bool:
     return True
 
 
+class Everywhere(dict[str, Any]):
+    """The same page at every address."""
+
+    def __init__(self, page: Answer) -> None:
+        super().__init__()
+        self._page = page
+
+    def get(self, _: str, __: object = None) -> Answer:
+        return self._page
+
+
 def channel(node: Node, drawn: tuple[int, str]) -> bool:
     """Where a channel's server redirects to."""
     status_code, location = drawn
-    node.web.pages["https://channels/stable"] = Answer(status_code, b"", {"location": location})
+    node.web.pages = Everywhere(Answer(status_code, b"", {"location": location}))
     try:
         found = release.lookup(node.host, replace(WANT, version=None, channel="stable"))
     except GpubootError as error:
