@@ -332,6 +332,7 @@ JOURNALS = st.lists(
 
 VERSION = "v1.35.7+rke2r1"
 LOCATIONS = st.one_of(
+    st.just(f"https://github.com/rancher/rke2/releases/tag/{VERSION}"),
     st.builds(
         lambda head, version: head + version,
         st.sampled_from(["https://github.com/rancher/rke2/releases/tag/", "/", "", "//", "http://a/",
