@@ -138,8 +138,9 @@ class Web(Protocol):
 class RequestsWeb:
     """The web as `requests` does it, imported only when first asked."""
 
-    def __init__(self, proxy: Proxy | None = None) -> None:
+    def __init__(self, proxy: Proxy | None = None, *, timeout: float = TIMEOUT) -> None:
         self.proxy = proxy or Proxy()
+        self._timeout = timeout
 
     def get(
         self,
@@ -177,7 +178,7 @@ class RequestsWeb:
                     data=body,
                     auth=auth and HTTPBasicAuth(*(word.encode() for word in auth)),
                     headers=headers,
-                    timeout=TIMEOUT,
+                    timeout=self._timeout,
                     allow_redirects=False,
                     verify=verify,
                     cert=trust.client,
@@ -188,7 +189,7 @@ class RequestsWeb:
     def pieces(self, url: str) -> Iterator[bytes]:
         with _faults_named(url), self._session(url) as session:
             verify = _system_bundle()
-            with session.get(url, timeout=TIMEOUT, stream=True, verify=verify) as response:
+            with session.get(url, timeout=self._timeout, stream=True, verify=verify) as response:
                 passed = [*response.history, response]
                 if url.startswith("https:") and any(
                     not step.url.startswith("https:") for step in passed
