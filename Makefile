@@ -8,6 +8,7 @@ SCENARIO ?= default
 KEEP ?=
 SEED ?=
 KILLS ?= 50
+AGENTS ?= 200
 # Which inputs `make test-long` invents: the same ones always, or with PROFILE=search others.
 PROFILE ?= long
 VENV := .cache/venv/bin
@@ -27,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help rehearsal shell rehearsal-all torture core deb deb-test lint unit test test-long \
-	bench clean
+	herd bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,12 +81,17 @@ test: ## Everything a change must pass: lint, unit, model, packaging, core scena
 	@$(MAKE) --no-print-directory deb-test
 	@$(MAKE) --no-print-directory core
 
-test-long: ## Cut the power again and again, refuse every write, read 21,000 configurations
+test-long: ## Cut the power again and again, refuse every write, read 43,000 files and answers
 	@$(READY) python
 	$(VENV)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile $(PROFILE) -m long \
 		tests/model tests/unit
 	$(VENV)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile $(PROFILE) \
 		tests/unit/test_checkpoint.py
+	@$(MAKE) --no-print-directory herd
+
+herd: ## Let a pool boot in one instant before a supervisor that is soon full [AGENTS=200]
+	@$(READY) python
+	@$(VENV)/python -m tests.herd --agents '$(AGENTS)'
 
 bench: ## Measure gpuboot beside cloud-init on a node
 	@$(READY) rehearsal

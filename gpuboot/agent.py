@@ -46,7 +46,9 @@ LOCK_TRIES = 10  # `gpuboot status` by root asks for the lock too, and has it fo
 # once; a card that is attached tomorrow costs twelve looks an hour.
 LADDER = (5, 10, 30, 60, 120, 300)
 NEAR = 3  # the last rung where rke2-agent tries by itself: a look then asks only this node
-JITTER = 0.2  # a pool's nodes must not ask the server in step
+# A pool's nodes must not ask the server in step: 200 that were turned away in one instant come
+# again over five seconds, which is what `make herd` measures.
+JITTER = 0.5
 
 EXIT_OK, EXIT_FAILED, EXIT_RETRY, EXIT_CONFIG = 0, 1, 75, 78
 # These two systemd answers with another start: 1 would be the end of it (Restart=on-failure).

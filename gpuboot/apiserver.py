@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from gpuboot import dropin
 from gpuboot.errors import Code, GpubootError
 from gpuboot.labels import Taint
 from gpuboot.web import Answer, Trust
@@ -125,8 +127,10 @@ def credentials(host: Host, text: str, file: str) -> ApiServer:
             else host.read(cluster["certificate-authority"]) or ""
         )
         client = tuple(str(host.path(user[f"client-{part}"])) for part in ("certificate", "key"))
+        if not urlsplit(cluster["server"]).hostname:
+            raise ValueError
         return ApiServer(cluster["server"], Trust(pem.encode(), client=(client[0], client[1])))
-    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+    except dropin.UNREADABLE:
         raise GpubootError(
             NOT_JOINED, f"{file} is no kubeconfig of a kubelet", retry=True
         ) from None
@@ -137,24 +141,28 @@ def parse_node(content: Mapping[str, Any]) -> Node:
     status = content.get("status") or {}
     conditions = status.get("conditions") or []
     ready: dict[str, Any] = next((item for item in conditions if item["type"] == "Ready"), {})
-    name = content["metadata"]["name"]
-    if not isinstance(name, str):
-        raise TypeError(name)
     gpus = str((status.get("allocatable") or {}).get(GPU, ""))
+    found = content["metadata"].get("labels") or {}
     return Node(
-        name=name,
+        name=_text(content["metadata"]["name"]),
         ready=ready.get("status") == "True",
-        not_ready_because=str(ready.get("message") or ready.get("reason") or "no condition yet"),
-        labels={
-            str(key): str(value) for key, value in (content["metadata"].get("labels") or {}).items()
-        },
+        not_ready_because=_text(ready.get("message") or ready.get("reason") or "no condition yet"),
+        labels={_text(key): _text(value) for key, value in found.items()},
         taints=tuple(
-            Taint(str(item["key"]), str(item.get("value") or ""), str(item["effect"]))
+            Taint(_text(item["key"]), _text(item.get("value") or ""), _text(item["effect"]))
             for item in (content.get("spec") or {}).get("taints") or []
         ),
-        version=str((status.get("nodeInfo") or {}).get("kubeletVersion") or ""),
+        version=_text((status.get("nodeInfo") or {}).get("kubeletVersion") or ""),
         gpus=int(gpus[:6]) if gpus.isascii() and gpus.isdigit() else 0,
     )
+
+
+def _text(value: object) -> str:
+    """A text as Kubernetes has them. Raises TypeError, or ValueError for half of a character."""
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()
+    return value
 
 
 def own_name(host: Host, wanted: str | None, *, with_id: bool) -> str:

@@ -13,7 +13,7 @@ import yaml
 from gpuboot import certificate, labels
 from gpuboot.errors import Code, GpubootError
 from gpuboot.labels import Taint
-from gpuboot.secret import Secret
+from gpuboot.secret import Secret, blotted
 from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ FILE = f"{FOLDER}/60-gpuboot.yaml"
 RANCHER = f"{FOLDER}/50-rancher.yaml"
 DATA = "/var/lib/rancher/rke2"
 
-# What PyYAML raises for what is no YAML, or has a value that is not of its own tag.
-UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-
 FOREIGN_CONFIG = Code(
     "GB510",
     "RKE2's own configuration contradicts gpuboot's",
@@ -38,6 +35,12 @@ FOREIGN_CONFIG = Code(
     ),
     ("ls /etc/rancher/rke2/config.yaml.d", "gpuboot config show"),
 )
+
+
+# What PyYAML raises beside its own errors, for nesting without an end or for a value that is not
+# what it looks like, such as a date of the 99th.
+STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+UNREADABLE = (yaml.YAMLError, *STUMBLES)
 
 
 @dataclass(frozen=True)
@@ -186,11 +189,17 @@ def _content(host: Host, name: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise GpubootError(FOREIGN_CONFIG, f"{name}:1: is no map, which ends rke2-agent")
-    return {str(key): value for key, value in content.items()}
+    return {_scalar(key): value for key, value in content.items()}
 
 
 def _scalar(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (dict, list, set, bytes)) or (isinstance(value, int) and value >> 63 > 0):
+        # Nothing that we look at is one of these, and aliases can make a page of them fill the
+        # memory.
+        return f"<{type(value).__name__}>"
+    return str(value)
 
 
 def _missing_labels(wanted: Sequence[str], others: Merged) -> list[str]:
@@ -226,7 +235,9 @@ def _check_agreement(ours: Sequence[str], taints: Sequence[str], others: Merged)
         label = labels.label(text)
         if there.get(label.key, label.value) != label.value:
             theirs = f"{label.key}={there[label.key]}"
-            raise _contradiction(others.files["node-label", theirs], "node-label", theirs, text)
+            # A label may stand there without the sign.
+            file = others.files.get(("node-label", theirs)) or others.files["node-label", label.key]
+            raise _contradiction(file, "node-label", theirs, text)
     placed = _taints(others)
     for text in taints:
         taint = labels.taint(text)
@@ -238,7 +249,7 @@ def _check_agreement(ours: Sequence[str], taints: Sequence[str], others: Merged)
 def _contradiction(file: str, key: str, theirs: str, ours: str) -> GpubootError:
     return GpubootError(
         FOREIGN_CONFIG,
-        f"{file}: {key} {theirs} contradicts {ours} in /etc/gpuboot/config.yaml",
+        f"{file}: {key} {blotted(theirs)} contradicts {ours} in /etc/gpuboot/config.yaml",
         hint="make both say the same, then: gpuboot run",
         retry=file == RANCHER,  # who changes the pool in Rancher knows nothing of gpuboot
     )

@@ -73,8 +73,7 @@ class Progress:
 
     def save(self) -> None:
         """Write it, secrets masked. Raises GB012, Stopped."""
-        text = json.dumps(self.document(), ensure_ascii=False)
-        self._host.write(FILE, self._host.mask(text) + "\n")
+        self._host.write(FILE, _written(self._host, self.document()))
 
     def document(self) -> dict[str, Any]:
         """The content: `gpuboot status --json` without what only looking can tell."""
@@ -143,7 +142,13 @@ def tell(host: Host, trouble: GpubootError, next_attempt: str) -> None:
         "checked": stamp(host.clock.now()),
     }
     try:
-        host.write(FILE, host.mask(json.dumps(document, ensure_ascii=False)) + "\n")
+        host.write(FILE, _written(host, document))
     except GpubootError:
         with suppress(GpubootError):
             host.remove(FILE)
+
+
+def _written(host: Host, document: dict[str, Any]) -> bytes:
+    """The file's content; half of a character, which a name or a log may hold, becomes a `?`."""
+    text = host.mask(json.dumps(document, ensure_ascii=False)) + "\n"
+    return text.encode("utf-8", "replace")

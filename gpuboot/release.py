@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
@@ -88,25 +89,27 @@ def lookup(host: Host, want: Release) -> str:
 
     The release's own page is not asked for: it is at a third party's, and its name says all.
     """
-    address = f"{want.channels}/{want.channel}"
+    # Messages tell this address alone: one that it leads to may hold a signature or a password.
+    channel = address = f"{want.channels}/{want.channel}"
     for _ in range(HOPS):
         answer = host.web.get(address)
-        target = urljoin(address, answer.headers.get("location", address))
-        name = unquote(urlsplit(target).path.rstrip("/").rpartition("/")[2])
+        try:
+            target = urljoin(address, answer.headers.get("location", address))
+            name = unquote(urlsplit(target).path.rstrip("/").rpartition("/")[2])
+        except ValueError:  # an address that cannot be taken apart
+            target, name = address, ""
         if not 300 <= answer.status < 400 or target == address:
-            said = f"{address} answered {answer.status} and names no release"
+            said = f"{channel} answered {answer.status} and names no release"
             if answer.status == 404:
-                said = f"{address} answered 404: there seems to be no such channel"
-            raise GpubootError(NOT_FOUND, said, hint=f"curl -I {address}", retry=True)
+                said = f"{channel} answered 404: there seems to be no such channel"
+            raise GpubootError(NOT_FOUND, said, hint=f"curl -I {channel}", retry=True)
         if address.startswith("https:") and not target.startswith("https:"):
-            said = f"{address} leads to an address without TLS"
-            raise GpubootError(NOT_FOUND, said, hint=f"curl -I {address}", retry=True)
+            said = f"{channel} leads to an address without TLS"
+            raise GpubootError(NOT_FOUND, said, hint=f"curl -I {channel}", retry=True)
         if re.fullmatch(RELEASE, name):
             return name
         address = target
-    raise GpubootError(
-        NOT_FOUND, f"{want.channels}/{want.channel} leads on and on to no release", retry=True
-    )
+    raise GpubootError(NOT_FOUND, f"{channel} leads on and on to no release", retry=True)
 
 
 def checksums(host: Host, want: Release, version: str) -> Mapping[str, str]:
@@ -166,8 +169,11 @@ def _unpack(host: Host, tarball: str, prefix: str) -> None:
     The tarball goes before it, still open: nothing would remove it after a power cut then.
     """
     try:
-        with tarfile.open(host.path(tarball)) as archive:
+        with tarfile.open(host.path(tarball), "r:gz") as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
+            if sparse := next((member for member in members if member.issparse()), None):
+                # A few bytes of it may stand for more than the disk holds.
+                raise GpubootError(DAMAGED, f"{TARBALL} holds the sparse file {sparse.name!r}")
             members.sort(key=lambda member: member.name.endswith("bin/rke2"))
             for member in members:
                 inside = _inside(member.name)
@@ -181,7 +187,7 @@ def _unpack(host: Host, tarball: str, prefix: str) -> None:
                 moved = prefix != PREFIX and inside.endswith((".service", "rke2-uninstall.sh"))
                 chunks = _moved(content, prefix) if moved else _chunks(content)
                 host.write_stream(name, chunks, mode=member.mode & 0o755)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise GpubootError(DAMAGED, f"{tarball}: {error}") from error
 
 
@@ -204,6 +210,6 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 def _inside(name: str) -> str:
     """The member's name if it stays below the prefix. Raises GB506."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or not parts:
+    if name.startswith("/") or ".." in parts or not parts or not name.isprintable():
         raise GpubootError(DAMAGED, f"{TARBALL} holds the name {name!r}")
     return "/".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from urllib.parse import quote, unquote
 
@@ -104,8 +105,10 @@ def _password(text: str) -> str:
 
 
 def _spellings(text: str) -> set[str]:
-    found = {text, quote(text, safe="")}
-    raw = text.encode()
+    raw = text.encode("utf-8", "surrogatepass")
+    found = {text, quote(raw, safe="")}
+    # As it stands in a file of JSON, with a quote or a backslash in it, or in plain ASCII.
+    found |= {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
     # In base64 of "user:secret" the secret starts at any of three offsets; the characters at
     # both ends depend on the neighbours, so only the ones in between can be looked for.
     for offset in range(3):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 from gpuboot import certificate
 from gpuboot.errors import Code, GpubootError
@@ -208,6 +207,8 @@ class RequestsWeb:
         headers: Mapping[str, str] | None = None,
         body: str | None = None,
     ) -> Answer:
+        from requests.auth import HTTPBasicAuth
+
         with (
             _faults_named(url, self._timeout),
             self._session(url) as session,
@@ -220,7 +221,7 @@ class RequestsWeb:
                     method,
                     url,
                     data=body,
-                    auth=auth,
+                    auth=auth and HTTPBasicAuth(*(word.encode() for word in auth)),
                     headers=headers,
                     timeout=self._timeout,
                     allow_redirects=False,
@@ -304,10 +305,11 @@ def _faults_named(url: str, timeout: float) -> Iterator[None]:
 
     try:
         yield
-    except (requests.exceptions.RequestException, OSError) as error:
-        # requests lets a bad CA file or client certificate through as a plain OSError.
+    except (requests.exceptions.RequestException, OSError, ValueError) as error:
+        # requests lets a bad CA file or client certificate through as a plain OSError, and an
+        # address that cannot be taken apart, be it a redirection's, as a ValueError.
         code, what = _fault(error, timeout)
-        place = urlsplit(url).netloc.rpartition("@")[2]
+        place = url.partition("//")[2].partition("/")[0].rpartition("@")[2] or "nowhere"
         raise GpubootError(
             code, f"{place} {what}", evidence=str(_causes(error)[-1]), retry=True
         ) from None

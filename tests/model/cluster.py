@@ -31,6 +31,7 @@ class Cluster:
     node: dict[str, Any] | None = None
     proxy: Proxy = field(default_factory=Proxy)
     pages: dict[str, Answer] = field(default_factory=dict)  # of any other server
+    token: str = TOKEN
     _started: float | None = None
 
     # -- what the node's agent does
@@ -39,7 +40,7 @@ class Cluster:
         """rke2-agent begins: registers the Node, sets labels always and taints only once."""
         self._started = self.clock.boottime() if self.clock else 0.0
         content = json.loads((root / "etc/rancher/rke2/config.yaml.d/60-gpuboot.yaml").read_text())
-        assert content["token"] == TOKEN
+        assert content["token"] == self.token
         labels = dict(text.split("=") for text in content.get("node-label+", []))
         if self.node is None:
             taints = [

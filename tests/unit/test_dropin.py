@@ -178,6 +178,41 @@ def test_a_node_that_had_joined_is_kept_out_by_no_other_value(node: Node, label:
     assert isinstance(settled(node, step()), Ok)
 
 
+@pytest.mark.parametrize(
+    "value", ["0x" + "f" * 5000, "[[a]]", "{a: b}", "2001-12-14", "1.5", "!!binary YQ=="], ids=str
+)
+def test_a_value_that_is_no_text_is_no_fault(node: Node, value: str) -> None:
+    node.put(MAIN, f"other: {value}\n{'9' * 400}: x\n")
+    assert content(node) == BOTH
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!int ''", "!!timestamp x", "!!bool x", "2001-99-99", "9" * 5000, "[" * 3000],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_value_that_pyyaml_stumbles_over_is_told(node: Node, value: str) -> None:
+    node.put(MAIN, f"other: {value}\n")
+    assert refused(node).message.startswith(f"{MAIN}:")
+
+
+def test_a_page_of_aliases_fills_no_memory(node: Node) -> None:
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x]"]
+    lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 12)]
+    node.put(MAIN, "\n".join([*lines, "node-label: *a11"]))
+    assert content(node) == BOTH
+
+
+def test_a_label_without_its_sign_is_another_value(node: Node) -> None:
+    node.put(MAIN, "node-label: [nvidia.com/gpu]\n")
+    assert f"{MAIN}: node-label nvidia.com/gpu= contradicts {LABEL}" in refused(node).message
+
+
+def test_a_token_that_stands_where_a_label_belongs_is_not_told(node: Node) -> None:
+    node.put(MAIN, f"node-label: ['nvidia.com/gpu=K10{'a' * 64}::node:correct-horse']\n")
+    assert "correct-horse" not in refused(node).message
+
+
 def test_the_file_that_holds_the_other_value_is_named_not_the_last_one(node: Node) -> None:
     node.put(MAIN, "node-taint: ['nvidia.com/gpu=x:NoSchedule']")
     node.put(f"{FOLDER}/50-rancher.yaml", "node-taint+: ['other:NoExecute']")
@@ -235,7 +270,7 @@ def test_no_text_is_bent_by_yaml_1_1(node: Node, value: str) -> None:
 @given(st.lists(ANY_TEXT, min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None, database=None)
 def test_no_text_at_all_is_bent_by_yaml_1_1(values: list[str]) -> None:
-    for found in read_again(dropin._yaml({"kubelet-arg": values, "node-name": values[0]})):
+    for found in read_again(dropin.as_yaml({"kubelet-arg": values, "node-name": values[0]})):
         assert found == {"kubelet-arg": values, "node-name": values[0]}
 
 

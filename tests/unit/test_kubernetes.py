@@ -147,7 +147,11 @@ def test_a_ca_may_stand_in_the_file_itself(node: Node) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "[", "a: b", "clusters: []", "words", KUBECONFIG.replace("client-key", "x"),
-     KUBECONFIG.replace("authority: /ca", "authority-data: x")],
+     KUBECONFIG.replace("authority: /ca", "authority-data: x"), "[" * 3000, "a: !!int ''",
+     KUBECONFIG.replace("/crt", "5"), KUBECONFIG.replace("authority: /ca", "authority: 5"),
+     KUBECONFIG.replace("https://127.0.0.1:6443", "https://["),
+     KUBECONFIG.replace("https://127.0.0.1:6443", "relative"),
+     KUBECONFIG.replace('"https://127.0.0.1:6443"', "5")],
 )  # fmt: skip
 def test_what_is_no_kubeconfig_is_worth_another_try(node: Node, text: str) -> None:
     with pytest.raises(GpubootError, match="/k is no kubeconfig of a kubelet") as caught:
@@ -207,6 +211,15 @@ def test_what_only_an_administrator_can_change_is_drift_with_the_command(
         (Answer(200, b"<html>"), "the API server's answer for node gpu-1 is no Node"),
         (Answer(200, b"[]"), "the API server's answer for node gpu-1 is no Node"),
         (Answer(200, b"{}"), "the API server's answer for node gpu-1 is no Node"),
+        (Answer(200, b"[" * 20_000), "the API server's answer for node gpu-1 is no Node"),
+        (Answer(200, json.dumps(content(labels=["a"])).encode()),
+         "the API server's answer for node gpu-1 is no Node"),
+        (Answer(200, json.dumps(content(labels={"a": 1})).encode()),
+         "the API server's answer for node gpu-1 is no Node"),
+        (Answer(200, json.dumps(content(labels={"a": "\ud800"})).encode()),
+         "the API server's answer for node gpu-1 is no Node"),
+        (Answer(200, json.dumps(content(taints=[{"key": "a", "effect": {}}])).encode()),
+         "the API server's answer for node gpu-1 is no Node"),
         (
             Answer(200, json.dumps(content(ready="False")).encode()),
             "node gpu-1 is not Ready: container runtime network not ready",

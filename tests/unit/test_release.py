@@ -213,6 +213,13 @@ def test_below_another_prefix_units_and_scripts_speak_of_it(node: Node) -> None:
     assert not [name for name in node.files() if name.startswith("/usr/")]
 
 
+@pytest.mark.parametrize("name", ["v\u0663.\u0663.\u0663+rke2r\u0663", f"v{'9' * 300}.1.1+rke2r1"])
+def test_a_release_is_named_by_few_digits_and_ascii_ones(node: Node, name: str) -> None:
+    page = Answer(302, b"", {"location": f"https://x/{name}"})
+    node.web.pages["https://channels/odd"] = page
+    assert refused(node, want(version=None, channel="odd")).retry
+
+
 # -- refused
 
 
@@ -275,6 +282,29 @@ def test_a_file_has_no_setuid_bit_and_is_written_by_nobody_else(node: Node) -> N
     publish(node, tarball(names={"bin/rke2": 0o6777}))
     release.install(node.host, want())
     assert node.host.mode("/usr/local/bin/rke2") == 0o755
+
+
+def test_a_file_that_is_more_on_disk_than_in_the_tarball_is_refused(node: Node) -> None:
+    vast = tarfile.TarInfo("bin/vast")
+    vast.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 33)}
+    vast.size = 1
+    publish(node, tarball(vast))
+    assert "holds the sparse file 'bin/vast'" in refused(node, want()).message
+    assert [file for file in node.files() if file != CACHED] == []
+
+
+def test_a_name_that_no_file_can_have_is_refused(node: Node) -> None:
+    odd = tarfile.TarInfo("bin/odd")
+    odd.pax_headers = {"path": "bin/a\0b"}
+    publish(node, tarball(odd))
+    assert refused(node, want()).code.id == "GB506"
+
+
+def test_a_damaged_tarball_that_fits_its_pin_is_told(node: Node) -> None:
+    content = bytearray(tarball())
+    content[200:260] = b"\xff" * 60
+    publish(node, bytes(content))
+    assert refused(node, want(sha256=digest(bytes(content)))).code.id == "GB506"
 
 
 @pytest.mark.parametrize("content", [b"<html>not here</html>", b"", tarball()[:200]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from urllib.parse import quote
 
 import pytest
@@ -37,6 +38,13 @@ def test_secrets_are_equal_when_their_texts_are() -> None:
 def test_every_spelling_of_a_token_is_masked(spelling: str) -> None:
     found = masked(f"before {spelling} after", JOIN)
     assert found in ("before <secret> after", "before node:<secret> after")
+
+
+@pytest.mark.parametrize("password", ['pa"ss\\word', "pässwörd-\u0142", "pass\ud800word"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_secret_is_masked_as_json_has_it(password: str, ascii_only: bool) -> None:
+    text = json.dumps({"reason": f"it is {password}!"}, ensure_ascii=ascii_only)
+    assert json.loads(masked(text, password)) == {"reason": "it is <secret>!"}
 
 
 def test_the_longest_spelling_is_masked_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -122,6 +123,34 @@ def test_throttling_turns_away_the_first_requests(ask: App, tmp_path: Path) -> N
     (tmp_path / "faults.json").write_text('{"throttle": 2}')
     answers = [ask(_readyz(_basic("node", "right"))).status for _ in range(4)]
     assert answers == [429, 429, 200, 200]
+
+
+def test_only_so_many_requests_are_served_at_once(ask: App, faults: Faults, tmp_path: Path) -> None:
+    (tmp_path / "faults.json").write_text('{"in-flight": 4}')
+    with contextlib.ExitStack() as others:
+        free = [others.enter_context(faults.place(read=True)) for _ in range(5)]
+        assert free == [True, True, True, True, False]
+        refused = ask(_readyz(_basic("node", "right")))
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert ask(_readyz(_basic("node", "wrong"))).status == 401  # who is unknown takes no place
+        assert ask(Request("GET", "/cacerts")).status == 200
+        assert (
+            ask(_kubelet_csr("one")).status == 400
+        )  # accepted: half as many others, for themselves
+        free = [others.enter_context(faults.place(read=False)) for _ in range(3)]
+        assert free == [True, True, False]
+        assert ask(_kubelet_csr("one")).status == 429
+    assert ask(_readyz(_basic("node", "right"))).status == 200
+
+
+def test_a_busy_supervisor_takes_its_time_with_each_request(
+    shared: supervisor.Cluster, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "faults.json").write_text('{"busy": 0.5}')
+    slept: list[float] = []
+    ask = supervisor.app(shared, store, Faults(tmp_path / "faults.json", slept.append))
+    assert [ask(_readyz(_basic("node", word))).status for word in ("right", "wrong")] == [200, 401]
+    assert slept == [0.5]
 
 
 def _kubelet_csr(password: str) -> Request:

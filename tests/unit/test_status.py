@@ -112,6 +112,12 @@ def test_a_walk_under_way_is_shown_with_its_steps(booted: Node) -> None:
     assert status.exit_code(seen) == 3
 
 
+def test_half_of_a_character_in_a_reason_is_no_fault(booted: Node) -> None:
+    walk(booted).watch(First(), "waiting", "the file \udcff")
+    with walking(booted):
+        assert look(booted)["reason"] == "the file ?"
+
+
 def test_what_the_agent_writes_holds_no_secret_and_is_for_everyone(booted: Node) -> None:
     booted.host.mask.add(Secret("open-sesame"))
     walk(booted).watch(First(), "waiting", "the server said open-sesame")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ssl
+import time
 
 import pytest
 
@@ -91,6 +93,26 @@ def test_among_several_roots_the_first_certificates_own_counts() -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe"])
 def test_what_is_no_certificate_is_hashed_byte_for_byte(body: bytes) -> None:
     assert token.ca_hash(body) == hashlib.sha256(body).hexdigest()
+
+
+BEGIN, END = b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n"
+MANY = base64.encodebytes(b"\x30\x83\x08\x00\x00" + b"\x30\x00" * 0x40000)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BEGIN * 20_000,
+        BEGIN + b" " * 20_000,
+        BEGIN + b"\n" * 20_000 + END,
+        (BEGIN + MANY + END) * 2,
+    ],
+    ids=["beginnings", "spaces", "lines", "values"],
+)
+def test_a_bundle_that_is_all_beginnings_takes_no_longer_than_another(body: bytes) -> None:
+    begun = time.thread_time()
+    assert token.ca_hash(body) == hashlib.sha256(body).hexdigest()
+    assert time.thread_time() - begun < 5  # it was minutes
 
 
 def test_a_damaged_certificate_has_a_hash_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import socket
 import ssl
@@ -28,11 +29,11 @@ class Server(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.seen.append(self.path)
-        status = {"/missing": 404, "/moved": 302}.get(self.path, 200)
+        status = {"/missing": 404, "/moved": 302, "/nowhere": 302}.get(self.path, 200)
         body = (self.headers.get("Authorization") or "hello").encode() + b"\xff"
         self.send_response(status)
         if status == 302:
-            self.send_header("Location", "/elsewhere")
+            self.send_header("Location", "/elsewhere" if self.path == "/moved" else "https://[")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -105,6 +106,25 @@ def test_an_answer_has_status_text_and_lower_case_headers(plain: tuple[int, list
 
 def test_a_status_that_tells_of_failure_is_an_answer_too(plain: tuple[int, list[str]]) -> None:
     assert RequestsWeb().get(f"http://127.0.0.1:{plain[0]}/missing").status == 404
+
+
+@pytest.mark.parametrize("password", ["hörse", "horse-\u0142", "😀:x"])
+def test_a_password_may_hold_any_character(plain: tuple[int, list[str]], password: str) -> None:
+    answer = RequestsWeb().get(f"http://127.0.0.1:{plain[0]}/", auth=("node", password))
+    sent = base64.b64decode(answer.text.removeprefix("Basic ").removesuffix("\ufffd"))
+    assert sent.decode() == f"node:{password}"
+
+
+@pytest.mark.parametrize("url", ["https://[", "https://a]b/", "http://a:99999/", "x", ""])
+def test_an_address_that_is_none_is_unreachable(url: str) -> None:
+    assert refused(url).code is web.UNREACHABLE
+
+
+def test_a_download_that_leads_to_no_address_is_told(plain: tuple[int, list[str]]) -> None:
+    with pytest.raises(GpubootError) as caught:
+        list(RequestsWeb().pieces(f"http://127.0.0.1:{plain[0]}/nowhere"))
+    caught.value.with_traceback(None)  # which would keep the answer, and its socket
+    assert caught.value.code is web.UNREACHABLE
 
 
 def test_a_redirect_is_told_and_not_followed(plain: tuple[int, list[str]]) -> None:

@@ -11,6 +11,9 @@ certificate: KIND         the cluster's ports show another one: intercepted (by 
 clock: s                  the servers' Date is so many seconds ahead of the true one
 server-version: v1.34.1+rke2r1   of the API server, as /version tells it
 no-cni: true              no network plugin's pod is made for a node that asks for its pods
+in-flight: N              of these requests N reads at once are served, and half as many others;
+                          who comes beside them gets 429 (RKE2's own limits are 20 and 10)
+busy: seconds             so long the supervisor is at work on each of them
 taken: [NAME]             another machine holds the node password of this name
 uninitialized: true       no cloud provider takes the uninitialized taint away
 down: ["9345"]            these ports (or names of servers) accept no connection
@@ -24,6 +27,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +40,11 @@ if TYPE_CHECKING:
 class Faults:
     """The orders in force at this moment."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, sleep: Callable[[float], None] = time.sleep) -> None:
         self._file = file
+        self._sleep = sleep
         self._lock = threading.Lock()
+        self._in_flight: Counter[bool] = Counter()  # requests being served: reads, others
         self._throttle = (0, 0)  # the number ordered, and how many of them are used up
         self._names: dict[int, tuple[str, ...]] = {}
         self._tokens: dict[str, float] = {}  # bootstrap token to the moment it was first seen
@@ -85,12 +93,28 @@ class Faults:
             self._throttle = (ordered, used + refuse)
         return refuse
 
+    @contextmanager
+    def place(self, *, read: bool) -> Iterator[bool]:
+        """Whether one more request may be served; while it is, it takes another one's place."""
+        orders = self._read()
+        limit = int(orders.get("in-flight", 0))
+        with self._lock:
+            free = not limit or self._in_flight[read] < (limit if read else max(1, limit // 2))
+            self._in_flight[read] += free
+        try:
+            if free and (seconds := float(orders.get("busy", 0))):
+                self._sleep(seconds)
+            yield free
+        finally:
+            with self._lock:
+                self._in_flight[read] -= free
+
     def instead(self, path: str) -> Response | None:
         """The answer ordered for this path, after the delay ordered for it."""
         orders = self._read()
         for prefix, seconds in orders.get("delays", {}).items():
             if path.startswith(prefix):
-                time.sleep(float(seconds))
+                self._sleep(float(seconds))
         for prefix, status in orders.get("statuses", {}).items():
             if path.startswith(prefix):
                 from .serving import as_text, reason

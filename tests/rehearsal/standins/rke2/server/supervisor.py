@@ -47,13 +47,15 @@ def app(cluster: Cluster, store: Store, faults: Faults) -> App:
         if not request.path.startswith("/v1-rke2/"):
             return as_text(404, "404 page not found\n")
         if faults.throttled():
-            return Response(429, b"Too many requests, please try again later.\n", _RETRY)
+            return _TOO_MANY
         role = _role(request, cluster, store, faults)
         if role is _Role.REFUSED:
             return as_text(401, "not authorized\n")
         if role is _Role.NOBODY:
             return as_text(403, "forbidden\n")
-        return _data(request, cluster, store, faults)
+        # Only known nodes count against the limit (k3s pkg/server/handlers/router.go).
+        with faults.place(read=request.method in ("GET", "HEAD")) as free:
+            return _data(request, cluster, store, faults) if free else _TOO_MANY
 
     return answer
 
@@ -65,7 +67,11 @@ def _public(path: str, cluster: Cluster, faults: Faults) -> bytes | None:
     return b"pong" if path == "/ping" else None
 
 
-_RETRY = {"Retry-After": "1", "Content-Type": "text/plain"}
+_TOO_MANY = Response(
+    429,
+    b"Too many requests, please try again later.\n",
+    {"Retry-After": "1", "Content-Type": "text/plain"},
+)
 
 
 def _role(request: Request, cluster: Cluster, store: Store, faults: Faults) -> _Role:
