@@ -49,6 +49,11 @@ def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]
         log.info("dpkg: %s; apt's own repair is tried\n%s", error.message, error.evidence)
     if interrupted(host):
         apt.fix_broken(host, (), env)
+    if left := host.run(["dpkg", "--audit"]).out.strip():  # an installation would stumble over it
+        raise GpubootError(
+            apt.INSTALL_FAILED, "dpkg was interrupted, and not all of it could be made up for",
+            evidence=left[-1500:], retry=True,
+        )  # fmt: skip
 
 
 def _dpkg(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:

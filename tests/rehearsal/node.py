@@ -41,6 +41,7 @@ class Node:
 
     def boot(self) -> None:
         """Switches the node on."""
+        self._pull_old_cable()
         # A veth of its own that hangs on no bridge is a network port without a cable.
         network = f"--network-bridge={lab.BRIDGE}" if self.wired else "--network-veth"
         nspawn = [
@@ -58,6 +59,17 @@ class Node:
             )  # fmt: skip
         self._leader = self._find_leader(self._process)
         self.boots.append(self._read_boot_id())
+
+    def _pull_old_cable(self) -> None:
+        """Take away the port that a node whose plug was pulled leaves behind for a moment."""
+        port = f"vb-{self.name}"
+        end = time.monotonic() + BOOT_START
+        while time.monotonic() < end:
+            if port not in {link["ifname"] for link in json.loads(run("ip", "-json", "link"))}:
+                return
+            with contextlib.suppress(RigError):  # gone meanwhile
+                run("ip", "link", "delete", port)
+            time.sleep(0.05)
 
     @property
     def running(self) -> bool:

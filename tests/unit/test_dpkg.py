@@ -56,11 +56,12 @@ Inst linux-headers-amd64 (6.1.1 Debian:12 [amd64])
 class Dpkg:
     """dpkg in a mess, until apt has done what `mended_by` says; what apt was asked for."""
 
-    def __init__(self, node: Node, *, mended_by: str) -> None:
+    def __init__(self, node: Node, *, mended_by: str, says: int = 100) -> None:
         self.mess = "dkms is in a mess\n"
         self.asked: list[str] = []
         self.seen = ""  # the status that was simulated with
         self._mended_by = mended_by
+        self._says = says  # apt's exit status where it has not mended
         node.put(dpkg.STATUS, STATUS)
         node.answers |= {
             "dpkg --audit": lambda _: Result(0, self.mess), "dpkg --force-confold": self._dpkg,
@@ -93,7 +94,7 @@ class Dpkg:
             return Result(0)
         asked = " ".join(word for word in words[words.index("install") :])
         self._done(asked)
-        return Result(0 if not self.mess else 100, err="E: Unmet dependencies.")
+        return Result(0 if not self.mess else self._says, err="E: Unmet dependencies.")
 
     def _done(self, asked: str) -> None:
         self.asked.append(asked)
@@ -130,8 +131,9 @@ def test_what_remains_is_left_to_apt(node: Node) -> None:
     assert state.asked[-1] == "install"
 
 
-def test_what_no_repair_mends_is_an_error(node: Node) -> None:
-    Dpkg(node, mended_by="nothing")
+@pytest.mark.parametrize("says", [0, 100])
+def test_what_no_repair_mends_is_an_error(node: Node, says: int) -> None:
+    Dpkg(node, mended_by="nothing", says=says)
     with pytest.raises(GpubootError) as caught:
         dpkg.mend(node.host, wanted, {})
     assert (caught.value.code, caught.value.retry) == (apt.INSTALL_FAILED, True)

@@ -59,6 +59,14 @@ def test_the_order_in_which_apt_has_noted_packages_is_no_difference(tmp_path: Pa
     assert torture.fingerprint(tmp_path) != before
 
 
+def test_a_log_has_only_to_be_there(tmp_path: Path) -> None:
+    """Two uncut nodes that live in the same seconds write the same one."""
+    (tmp_path / "make.log").write_text("01:02:03 begun\n")
+    before = torture.fingerprint(tmp_path)
+    (tmp_path / "make.log").write_text("04:05:06 begun\n")
+    assert torture.fingerprint(tmp_path) == before
+
+
 def test_a_fingerprint_tells_content_links_and_what_was_removed(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/a").write_text("a")
