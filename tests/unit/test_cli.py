@@ -80,13 +80,13 @@ def test_problems_are_data_too(tmp_path: Path) -> None:
     name = file(tmp_path, "gpu: {count: many}\n")
     result = gpuboot("config", "check", "--json", name)
     assert result.exit_code == 78
-    assert json.loads(result.output) == {
-        "valid": False,
-        "problems": [{
-            "where": f"{name}:1", "key": "gpu.count", "message": "'many' is not in range",
-            "expected": "a whole number from 1 to 16, or auto",
-        }],
-    }  # fmt: skip
+    told = json.loads(result.output)
+    assert not told["valid"]
+    assert told["problems"] == [{
+        "where": f"{name}:1", "key": "gpu.count", "message": "'many' is not in range",
+        "expected": "a whole number from 1 to 16, or auto",
+        "severity": "error", "hint": None, "code": "GB001",
+    }]  # fmt: skip
     assert json.loads(gpuboot("config", "check", "--json", file(tmp_path, "")).output)["valid"]
 
 
