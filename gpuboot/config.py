@@ -319,7 +319,7 @@ def load(host: Host) -> Config:
     names = files(host)
     reading = Reader()
     for name in names:
-        if problem := _unsafe(host, name):
+        if problem := unsafe(host, name):
             reading.problems.append(problem)
         content = host.read_bytes(name)
         if content is None and host.forbidden(name):
@@ -355,7 +355,7 @@ def warnings(host: Host, config: Config) -> list[str]:
     ]
 
 
-def _unsafe(host: Host, name: str) -> Problem | None:
+def unsafe(host: Host, name: str) -> Problem | None:
     """A file that somebody but root can change is somebody else's root access."""
     try:
         status = host.path(name).stat()

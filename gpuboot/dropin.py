@@ -23,6 +23,12 @@ FOLDER = "/etc/rancher/rke2/config.yaml.d"
 FILE = f"{FOLDER}/60-gpuboot.yaml"
 DATA = "/var/lib/rancher/rke2"
 
+# What PyYAML raises for what is no YAML, or has a value that is not of its own tag.
+UNREADABLE = (
+    yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+    OverflowError,
+)  # fmt: skip
+
 FOREIGN_CONFIG = Code(
     "GB510",
     "RKE2's own configuration contradicts gpuboot's",
@@ -145,8 +151,9 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
 
 def _content(host: Host, name: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(host.read(name) or "")
-    except yaml.YAMLError as error:
+        # Of several documents RKE2 reads the first.
+        content = next(yaml.safe_load_all(host.read(name) or ""), None)
+    except UNREADABLE as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(
             FOREIGN_CONFIG, f"{name}:{line}: cannot be parsed, which ends rke2-agent"
