@@ -397,3 +397,13 @@ def test_a_quoted_scalar_is_read_as_it_is(text: str) -> None:
 )  # fmt: skip
 def test_a_duration_is_read_as_go_reads_it(text: str, seconds: float | None) -> None:
     assert pools.duration(value(text)) == seconds
+
+
+def test_the_user_data_we_ship_for_rancher_is_fine() -> None:
+    text = (DATA.parents[1] / "cloud-init/rancher-pool.yaml").read_text()
+    body = "".join(f"  {line}\n" for line in text.splitlines())
+    case = (DATA / "rancher/userdata-service.yaml").read_text()
+    content = f"{case.partition('cloudConfig: |')[0]}cloudConfig: |\n{body}"
+    assert lint.manifests([("c.yaml", content.encode())]).problems == ()
+    wrong = content.replace("[gpuboot, run]", "[gpuboot, run, --wait]")
+    assert len(lint.manifests([("c.yaml", wrong.encode())]).problems) == 1
