@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -23,6 +24,7 @@ from gpuboot.errors import GpubootError
 if TYPE_CHECKING:
     from gpuboot.facts import Facts
     from gpuboot.host import Host
+    from gpuboot.reader import Problem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -409,39 +411,88 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument(
+    "files", nargs=-1,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+)  # fmt: skip
+@click.option(
+    "--rancher", is_flag=True,
+    help="FILES are Rancher's: cluster manifests, machine configs, health checks.",
+)  # fmt: skip
+@click.option("--strict", is_flag=True, help="Take every warning for an error.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; keys are only ever added.")
 @_told
-def check(*, files: tuple[Path, ...], as_json: bool) -> None:
-    """Validate FILES, or the node's own configuration; every problem with file, line and key.
+def check(*, files: tuple[Path, ...], rancher: bool, strict: bool, as_json: bool) -> None:
+    """Check configuration; every problem with file, line, key and what to do.
+
+    Without FILES: this node's own configuration of gpuboot, and the files of RKE2 beside it
+    (config.yaml, its drop-ins, Rancher's 50-rancher.yaml). What only root can read is looked at
+    only by root.
+
+    With FILES: these together, as one configuration of gpuboot.
+
+    With --rancher: FILES are YAML as it is applied, or as `kubectl get -o yaml` prints it, one or
+    more documents each. Checked are labels, taints, timeouts and drain of machine pools, settings
+    that get lost on their way to a node, and the user-data of vSphere machine configs. This runs
+    anywhere: it needs no root, no GPU and no cluster.
+
+    A file may be - for standard input. An error keeps a node from joining or from what was meant,
+    a warning may do so, a notice is good to know.
 
     \b
-    Exit status: 0 valid, 1 only root can read it, 2 usage, 78 not valid.
-    """
-    from gpuboot import config as configs
-    from gpuboot.reader import Reader
+    Examples:
+      gpuboot config check --rancher pool.yaml cluster.yaml
+      kubectl get -A -o yaml clusters.provisioning.cattle.io,vmwarevsphereconfigs |
+        gpuboot config check --rancher -
 
-    host = _host()
-    if files:
-        reading = Reader()
-        for file in files:
-            reading.add(str(file), file.read_bytes())
-        configs.parse(reading)
-        problems = reading.problems
+    \b
+    Exit status: 0 no errors, 1 only root can read it, 2 usage, 78 errors (with --strict: or
+    warnings).
+    """
+    from dataclasses import replace
+
+    from gpuboot import lint
+
+    if rancher and not files:
+        raise click.UsageError("--rancher needs FILES: cluster manifests, or - for standard input")
+    contents = [_content(file) for file in files]
+    if rancher:
+        checked = lint.manifests(contents)
+    elif files:
+        checked = lint.own(contents)
     else:
-        try:
-            configs.load(host)
-            problems = []
-        except configs.ConfigError as error:
-            problems = list(error.problems)
+        checked = lint.node(_host())
+    problems = [
+        replace(one, severity="error") if strict and one.severity == "warning" else one
+        for one in checked.problems
+    ]
+    valid = not any(one.severity == "error" for one in problems)
     if as_json:
-        _json({"valid": not problems, "problems": [asdict(problem) for problem in problems]})
-    elif problems:
-        click.echo("\n".join(str(problem) for problem in problems), err=True)
+        _json({"schema": 1, "valid": valid, "files": checked.files,
+               "problems": [asdict(problem) for problem in problems]})  # fmt: skip
     else:
-        names = [str(file) for file in files] or configs.files(host)
-        click.echo(f"valid: {', '.join(names) or 'no file, so the defaults'}")
-    sys.exit(EXIT_CONFIG if problems else 0)
+        _tell(problems, checked.files, valid=valid)
+    sys.exit(0 if valid else EXIT_CONFIG)
+
+
+def _content(file: Path) -> tuple[str, bytes]:
+    if str(file) == "-":
+        return "stdin", sys.stdin.buffer.read()
+    try:
+        return str(file), file.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror or error}") from None
+
+
+def _tell(problems: Sequence[Problem], files: Sequence[str], *, valid: bool) -> None:
+    from gpuboot import show
+
+    if not problems:
+        click.echo(f"valid: {', '.join(files) or 'no file, so the defaults'}")
+        return
+    width = min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else None
+    click.echo(show.problems(problems, width=width))
+    click.echo(f"{'valid' if valid else 'not valid'}: {show.counted(problems)}")
 
 
 @config.command(name="show")

@@ -282,7 +282,7 @@ def load(host: Host) -> Config:
     names = _names(host)
     reading = Reader()
     for name in names:
-        if problem := _unsafe(host, name):
+        if problem := unsafe(host, name):
             reading.problems.append(problem)
         content = host.read_bytes(name)
         if content is None and host.forbidden(name):
@@ -327,7 +327,7 @@ def unwise(config: Config) -> list[str]:
     return [f"rke2.channel: {what}, which Kubernetes does not support; rke2.version pins it"]
 
 
-def _unsafe(host: Host, name: str) -> Problem | None:
+def unsafe(host: Host, name: str) -> Problem | None:
     """A file that somebody but root can change is somebody else's root access."""
     try:
         status = host.path(name).stat()

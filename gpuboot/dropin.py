@@ -178,7 +178,8 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
 
 def _content(host: Host, name: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(host.read(name) or "")
+        # Of several documents RKE2 reads the first.
+        content = next(yaml.safe_load_all(host.read(name) or ""), None)
     except UNREADABLE as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(

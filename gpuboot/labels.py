@@ -71,21 +71,24 @@ def label(text: str) -> Label:
 def own_label(text: str) -> Label:
     """A label that a node may give itself. Raises ValueError, naming the rule."""
     parsed = label(text)
-    namespace = parsed.key.rpartition("/")[0]
+    if refused := refusal(parsed):
+        advice = "; list it under rke2.admin-labels and let an administrator set it"
+        raise ValueError(f"label {parsed.key} {refused}{advice if 'kubelet' in refused else ''}")
+    return parsed
+
+
+def refusal(one: Label) -> str | None:
+    """Why a node may not give itself this label, or None."""
+    namespace = one.key.rpartition("/")[0]
     if _within(namespace, "node-restriction.kubernetes.io"):
-        raise ValueError(
-            f"label {parsed.key} may only be set by an administrator (NodeRestriction)"
-        )
+        return "may only be set by an administrator (NodeRestriction)"
     if (
         any(_within(namespace, reserved) for reserved in _RESERVED)
         and not any(_within(namespace, allowed) for allowed in _ALLOWED_NAMESPACES)
-        and parsed.key not in _ALLOWED_LABELS
+        and one.key not in _ALLOWED_LABELS
     ):
-        raise ValueError(
-            f"label {parsed.key} is refused by the kubelet: no node may set it itself;"
-            " list it under rke2.admin-labels and let an administrator set it"
-        )
-    return parsed
+        return "is refused by the kubelet: no node may set it itself"
+    return None
 
 
 def taint(text: str) -> Taint:

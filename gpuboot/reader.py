@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -16,20 +16,37 @@ from gpuboot.secret import blotted, redact
 
 T = TypeVar("T")
 
+# An error keeps a node from what was meant; a warning may; a notice is only good to know.
+Severity = Literal["error", "warning", "notice"]
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a file: where, which key, what, and what was expected."""
+    """One thing wrong in a file: where, which key, what, what was expected, and what to do."""
 
     where: str
     key: str
     message: str
     expected: str | None = None
+    severity: Severity = "error"
+    hint: str | None = None
+    code: str = "GB001"
 
     def __post_init__(self) -> None:
         # A key may be anything: a token, a line break, a terminal's escape, half a character.
         object.__setattr__(self, "key", _printable(blotted(self.key)))
         object.__setattr__(self, "message", _printable(redact(self.message)))
+        object.__setattr__(self, "hint", self.hint and _printable(redact(self.hint)))
+
+    @property
+    def file(self) -> str:
+        return self.where.rpartition(":")[0] or self.where
+
+    @property
+    def line(self) -> int:
+        """From 1; 0 for what stands in no file."""
+        line = self.where.rpartition(":")[2]
+        return int(line) if line.isdecimal() else 0
 
     def __str__(self) -> str:
         name = f"{self.key}: " if self.key else ""
@@ -93,32 +110,11 @@ class Reader:
 
     def add(self, file: str, content: bytes | str) -> None:
         """Merge one more file: maps merge, everything else replaces."""
-        try:
-            text = content if isinstance(content, str) else content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = _line(error.object[: error.start].decode() + "?", error.start)
-            what = "holds bytes that are not UTF-8"
-            self.problems.append(Problem(f"{file}:{line}", "", what, "UTF-8"))
-            return
-        try:
-            node = yaml.compose(text, Loader=_Loader)
-        except AliasError as error:
-            self.problems.append(
-                Problem(f"{file}:{error.line}", "", "aliases (*name) are not allowed", "the value")
-            )
-        except yaml.MarkedYAMLError as error:
-            line = _line(text, error.problem_mark.index) if error.problem_mark else 1
-            # The handle of a tag is not quoted: of a password without quotes it is a part.
-            what = (error.problem or error.context or "cannot be read").partition(" handle '")[0]
-            self.problems.append(Problem(f"{file}:{line}", "", what, "YAML"))
-        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-            # What is left is a character that YAML or Python forbids, or nesting without end.
-            what = getattr(error, "reason", None) or "cannot be read"
-            line = _line(text, getattr(error, "position", 0))
-            self.problems.append(Problem(f"{file}:{line}", "", str(what), "YAML"))
-        else:
-            if node is not None and not _nothing(node):
-                self._merge(self.tree, node, file, "")
+        node = parsed(file, content, lambda text: yaml.compose(text, Loader=_Loader))
+        if isinstance(node, Problem):
+            self.problems.append(node)
+        elif node is not None and not _nothing(node):
+            self._merge(self.tree, node, file, "")
 
     def _merge(self, tree: Tree, node: Node, file: str, prefix: str) -> None:
         if not isinstance(node, MappingNode):
@@ -215,6 +211,31 @@ class Reader:
                 near = difflib.get_close_matches(name, list(known), 1)
                 message = f"unknown key, did you mean {near[0]}?" if near else "unknown key"
                 self.problem(prefix + name, message, None if near else ", ".join(known))
+
+
+def parsed(file: str, content: bytes | str, parse: Callable[[str], T]) -> T | Problem:
+    """What `parse` makes of a file's text, or why that is no YAML, with the line."""
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = _line(error.object[: error.start].decode() + "?", error.start)
+        return Problem(f"{file}:{line}", "", "holds bytes that are not UTF-8", "UTF-8")
+    try:
+        return parse(text)
+    except AliasError as error:
+        where = f"{file}:{error.line}"
+        return Problem(where, "", "aliases (*name) are not allowed", "the value")
+    except yaml.MarkedYAMLError as error:
+        line = _line(text, error.problem_mark.index) if error.problem_mark else 1
+        # A tag's handle and an alias are not quoted: a password without quotes looks like one.
+        what = error.problem or error.context or "cannot be read"
+        what = re.split(r" handle '|(?<=alias) '", what)[0]
+        return Problem(f"{file}:{line}", "", what, "YAML")
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        # What is left is a character that YAML or Python forbids, or nesting without end.
+        what = getattr(error, "reason", None) or "cannot be read"
+        line = _line(text, getattr(error, "position", 0))
+        return Problem(f"{file}:{line}", "", str(what), "YAML")
 
 
 def _line(text: str, index: int) -> int:

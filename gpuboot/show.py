@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from gpuboot.reader import Problem
 
 MARKS = {
     "ok": ("✓", "green"),
@@ -164,6 +168,51 @@ def plan(found: dict[str, Any]) -> str:
         lines.append("live: rke2-agent runs, so nothing disruptive is done before the next boot")
     lines.append(f"reboot: {found['reboot']['answer']} ({found['reboot']['reason']})")
     return "\n".join(lines)
+
+
+SEVERITIES = {"error": "red", "warning": "yellow", "notice": "cyan"}
+
+
+def problems(found: Sequence[Problem], *, width: int | None) -> str:
+    """Problems by file and line, for a terminal of this width; None breaks no line."""
+    lines: list[str] = []
+    for file in dict.fromkeys(one.file for one in found):
+        lines.append(click.style(file, bold=True))
+        for one in (problem for problem in found if problem.file == file):
+            lines += _problem(one, width)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _problem(one: Problem, width: int | None) -> list[str]:
+    key = f"{one.key}: " if one.key else ""
+    wanted = f"; expected {one.expected}" if one.expected else ""
+    texts = [f"{key}{one.message}{wanted} [{one.code}]"]
+    texts += [f"next: {one.hint}"] if one.hint else []
+    head = f"{one.line or '-':>5} {one.severity:<8} "
+    indent = " " * len(head)
+    body = [line for text in texts for line in _wrapped(text, width and width - len(head))]
+    marked = head.replace(one.severity, click.style(one.severity, fg=SEVERITIES[one.severity]))
+    return [marked + body[0], *(indent + line for line in body[1:])]
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    if width is None:
+        return [text]
+    # A label or path that is longer than the line is left whole, to be copied.
+    return textwrap.wrap(
+        text, max(width, 20), break_long_words=False, break_on_hyphens=False
+    ) or [""]  # fmt: skip
+
+
+def counted(found: Sequence[Problem]) -> str:
+    """How many problems of each severity, in how many files."""
+    parts = []
+    for severity in SEVERITIES:
+        number = sum(one.severity == severity for one in found)
+        parts += [f"{number} {severity}{'s' if number != 1 else ''}"] if number else []
+    files = len({one.file for one in found})
+    return f"{', '.join(parts)} in {files} file{'s' if files != 1 else ''}"
 
 
 def _marked(step: dict[str, Any]) -> str:

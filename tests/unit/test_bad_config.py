@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from gpuboot import agent, config, reader, status
 from gpuboot.cli import main
 from gpuboot.config import Config, ConfigError
+from gpuboot.reader import Problem
 from tests.model.life import fresh, prepare
 from tests.unit.node import Node
 
@@ -102,9 +103,14 @@ def test_config_check_says_the_same_and_ends_with_78(tmp_path: Path, name: str) 
     told = CliRunner().invoke(main, ["config", "check", *paths])
     data = CliRunner().invoke(main, ["config", "check", "--json", *paths])
     assert (told.exit_code, data.exit_code) == (78, 78)
-    check(name, told.output.splitlines(), str(tmp_path))
-    assert len(json.loads(data.output)["problems"]) == len(expected(name))
-    assert PASSWORD not in data.output
+    problems = [Problem(**problem) for problem in json.loads(data.output)["problems"]]
+    check(name, [str(problem) for problem in problems], str(tmp_path))
+    # As text every problem is one line below the name of its file.
+    lines = told.output.splitlines()
+    for problem in problems:
+        said = f" {str(problem).partition(': ')[2]} [GB001]"
+        assert any(line.endswith(said) for line in lines[lines.index(problem.file) :])
+    assert PASSWORD not in told.output + data.output
     assert state(tmp_path) == before
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -98,10 +99,10 @@ NEAR = ["gpus", "gpu.cuont", "rke2.config.node-lable", "rke2.server", "Gpu.Count
         "rke2.config.token.x", "proxy.http.x.y", "gpu", "rke2.config", "sources.apt", "proxy",
         "deadline.x", ""]  # fmt: skip
 
-Tree = Any  # a text, a list of trees, or _Pairs
+Tree = Any  # a text, a list of trees, or Pairs
 
 
-class _Pairs(list[tuple[str, Tree]]):
+class Pairs(list[tuple[str, Tree]]):
     """A map as pairs, for a key may stand twice; a class, for a list is a list of trees."""
 
 
@@ -123,8 +124,8 @@ def _values(key: str) -> st.SearchStrategy[Tree]:
     odd = st.one_of(
         WORDS,
         st.lists(WORDS, max_size=3),
-        st.lists(st.tuples(WORDS, WORDS), max_size=2).map(_Pairs),
-        st.just([["a"], _Pairs([("b", [])])]),
+        st.lists(st.tuples(WORDS, WORDS), max_size=2).map(Pairs),
+        st.just([["a"], Pairs([("b", [])])]),
     )
     return st.one_of(right, right, right, odd)
 
@@ -133,40 +134,49 @@ _VALUES = {key: _values(key) for key in [*KEYS, *NEAR]}
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> _Pairs:
+def trees(draw: st.DrawFn) -> Pairs:
     """A tree over known keys, keys that are nearly known, and keys that are none."""
-    top = _Pairs([("rke2", _Pairs([("join", "none")]))] if draw(st.booleans()) else [])
+    top = Pairs([("rke2", Pairs([("join", "none")]))] if draw(st.booleans()) else [])
     for _ in range(draw(st.integers(0, 5))):
         key = draw(st.sampled_from(KEYS + KEYS + NEAR))
-        _put(top, key.split("."), draw(_VALUES[key]))
+        put(top, key.split("."), draw(_VALUES[key]))
     if draw(st.integers(0, 5)) == 0:
         place = top
-        while place and isinstance(place[-1][1], _Pairs) and draw(st.booleans()):
+        while place and isinstance(place[-1][1], Pairs) and draw(st.booleans()):
             place = place[-1][1]
         place.append((draw(WORDS), draw(WORDS)))
     return top
 
 
-def _put(tree: _Pairs, path: list[str], value: Tree) -> None:
+def put(tree: Pairs, path: list[str], value: Tree) -> None:
     if len(path) == 1:
         tree.append((path[0], value))
         return
     # Only the last map is gone on with, so now and then a section stands twice.
-    if not tree or tree[-1][0] != path[0] or not isinstance(tree[-1][1], _Pairs):
-        tree.append((path[0], _Pairs()))
-    _put(tree[-1][1], path[1:], value)
+    if not tree or tree[-1][0] != path[0] or not isinstance(tree[-1][1], Pairs):
+        tree.append((path[0], Pairs()))
+    put(tree[-1][1], path[1:], value)
 
 
 @st.composite
-def written(draw: st.DrawFn) -> bytes:
-    """A tree as a file, in one style of many."""
+def written(draw: st.DrawFn, tree: st.SearchStrategy[Tree] | None = None) -> bytes:
+    """A tree as a file, in one style of many; of the configuration where none is given."""
     style = draw(st.sampled_from(STYLES))
     adorned = draw(st.integers(0, 3)) == 0
-    text = "".join(f"{line}\n" for line in _block(draw(trees()), style, 0))
+    text = "".join(
+        f"{line}\n" for line in _block(draw(trees() if tree is None else tree), style, 0)
+    )
     if adorned:
         text = draw(st.sampled_from(HEADS)) + text + draw(st.sampled_from(TAILS))
         text = draw(st.sampled_from(TURNS))(text)
     return text.encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def neat(draw: st.DrawFn, tree: st.SearchStrategy[Tree]) -> bytes:
+    """A tree as a file that can be parsed, so that what is in it is looked at."""
+    style = draw(st.sampled_from(["double", "single", "flow"]))
+    return "".join(f"{line}\n" for line in _block(draw(tree), style, 0)).encode("utf-8", "replace")
 
 
 STYLES = ["plain", "single", "double", "literal", "folded", "flow", "anchor", "tag", "question"]
@@ -193,7 +203,7 @@ def _block(tree: list[Tree], style: str, depth: int) -> list[str]:
     """The lines of a tree, indented."""
     lines: list[str] = []
     for item in tree:
-        name, value = item if isinstance(tree, _Pairs) else (None, item)
+        name, value = item if isinstance(tree, Pairs) else (None, item)
         head = "  " * depth + _head(name, style, depth)
         if not isinstance(value, list):
             lines.append(f"{head} {_scalar(value, style, depth)}")
@@ -215,7 +225,7 @@ def _head(name: str | None, style: str, depth: int) -> str:
 
 
 def _flow(tree: Tree) -> str:
-    if isinstance(tree, _Pairs):
+    if isinstance(tree, Pairs):
         return "{" + ", ".join(f"{json.dumps(name)}: {_flow(below)}" for name, below in tree) + "}"
     if isinstance(tree, list):
         return "[" + ", ".join(map(_flow, tree)) + "]"
@@ -270,9 +280,9 @@ def _flipped(content: bytes, bit: int) -> bytes:
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> bytes:
+def mutated(draw: st.DrawFn, files: Sequence[bytes] = FILES) -> bytes:
     """A file that is right or wrong, with one to four changes of its bytes."""
-    content = draw(st.sampled_from(FILES))
+    content = draw(st.sampled_from(files))
     for _ in range(draw(st.integers(1, 4))):
         first, last = sorted(
             (draw(st.integers(0, len(content))), draw(st.integers(0, len(content))))
@@ -287,7 +297,7 @@ def mutated(draw: st.DrawFn) -> bytes:
                 content[:first] + _flipped(short[:1], last % 8) + content[first + 1 :],
                 content[:first],
                 content[:last] + content[first:last] + content[last:],
-                content[:first] + draw(st.sampled_from(FILES))[-(last + 1) :],
+                content[:first] + draw(st.sampled_from(files))[-(last + 1) :],
             ])
         )  # fmt: skip
     return _tellable(content)
