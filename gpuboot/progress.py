@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpuboot.config import Config
     from gpuboot.engine import Outcome
     from gpuboot.host import Host
+    from gpuboot.secret import Mask
     from gpuboot.step import Step
 
 FILE = "/run/gpuboot/progress.json"
@@ -150,5 +151,19 @@ def tell(host: Host, trouble: GpubootError, next_attempt: str) -> None:
 
 def _written(host: Host, document: dict[str, Any]) -> bytes:
     """The file's content; half of a character, which a name or a log may hold, becomes a `?`."""
-    text = host.mask(json.dumps(document, ensure_ascii=False)) + "\n"
+    text = json.dumps(_masked(host.mask, document), ensure_ascii=False) + "\n"
     return text.encode("utf-8", "replace")
+
+
+def _masked(mask: Mask, value: object, *, keys: bool = False) -> object:
+    """The same without secrets in its texts; of the keys only those of labels are not our own."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {
+            mask(key) if keys else key: _masked(mask, one, keys=key == "labels")
+            for key, one in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_masked(mask, one) for one in value]
+    return value

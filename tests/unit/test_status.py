@@ -127,6 +127,15 @@ def test_what_the_agent_writes_holds_no_secret_and_is_for_everyone(booted: Node)
     assert booted.host.mode(progress.FILE) == 0o644
 
 
+def test_a_secret_that_spells_one_of_our_own_words_takes_nothing_apart(booted: Node) -> None:
+    booted.host.mask.add(Secret("tota"))
+    walk(booted).watch(First(), "waiting", "in tota")
+    with walking(booted):
+        seen = look(booted)
+    assert seen["reason"] == "in <secret>"
+    assert seen["progress"]["total"] > 0
+
+
 def test_an_end_shows_code_hint_evidence_and_the_next_try(booted: Node) -> None:
     walk(booted).end(
         Outcome("waiting", "cdi", "r", "GB310", "do this", "seen", ("differs",)), "2026Z"
