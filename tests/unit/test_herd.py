@@ -66,6 +66,8 @@ def test_a_herd_and_a_measure_that_proves_nothing_are_told(
     assert any(said in wrong for wrong in herd.judged(members, control))
 
 
+# Silencing a warning is not safe among threads, of which an agent has none but this pool has two.
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_small_pool_joins_over_real_tls(tmp_path: Path) -> None:
     members = herd.pool(tmp_path, 2, Clock)
     assert all(member.joined for member in members)
