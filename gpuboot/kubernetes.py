@@ -56,12 +56,6 @@ POLL = 2.0
 JOURNAL_LINES = 80
 KUBELET_TAIL = 16 << 10  # bytes: the log itself may have 50 MB
 RKE2_FOLDER = "/etc/rancher/rke2"
-# What else rke2-agent reads when it starts, and never again.
-ENVIRONMENT = (
-    "/etc/default/rke2-agent",
-    "/etc/sysconfig/rke2-agent",
-    "/usr/local/lib/systemd/system/rke2-agent.env",
-)
 RUNTIME = "/usr/bin/nvidia-container-runtime"
 # The releases whose servers bring RuntimeClasses along (chart rke2-runtimeclasses).
 RUNTIME_CLASS = "nvidia"
@@ -263,7 +257,8 @@ class NodeJoined:
         own = [f"{dropin.FOLDER}/{name}" for name in host.names(dropin.FOLDER)]
         beside = [f"{RKE2_FOLDER}/{name}" for name in host.names(RKE2_FOLDER)]
         token = self.config.settings.get("token-file") or dropin.setting(host, "token-file")
-        return [*own, *beside, RKE2_FOLDER, *([str(token)] if token else []), *ENVIRONMENT, RUNTIME]
+        tokens = [str(token)] if token else []
+        return [*own, *beside, RKE2_FOLDER, *tokens, *rke2.ENVIRONMENT, RUNTIME]
 
     def _own_name(self, host: Host) -> str:
         if name := dropin.registered_name(host, self.config.data_dir(host)):

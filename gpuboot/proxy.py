@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
 FILE = "/etc/rancher/rke2/gpuboot-proxy.env"
 DROP_IN = f"/etc/systemd/system/{rke2.AGENT}.d/60-gpuboot-proxy.conf"
-# The operator's own, which the unit reads too (rke2 bundle/lib/systemd/system/rke2-agent.service).
-OPERATORS = (
-    "/etc/default/rke2-agent",
-    "/etc/sysconfig/rke2-agent",
-    "/usr/local/lib/systemd/system/rke2-agent.env",
-    f"{rke2.OPT}/lib/systemd/system/rke2-agent.env",
-)
 # Pods and services of RKE2's defaults, the cluster's names, this machine (rke2-docs advanced.md).
 CLUSTER = ("127.0.0.0/8", "10.42.0.0/16", "10.43.0.0/16", ".svc", ".cluster.local")
 # An address for documentation (RFC 5737): where a packet to anywhere would leave. None is sent.
@@ -114,5 +107,5 @@ def _own_addresses(host: Host) -> tuple[str, ...]:
 
 def _set_by_operator(host: Host) -> set[str]:
     """The names of the variables in the operator's own environment files; Go takes both cases."""
-    text = "\n".join(host.read(name) or "" for name in OPERATORS)
+    text = "\n".join(host.read(name) or "" for name in rke2.ENVIRONMENT)
     return {name.upper() for name in re.findall(r"^\s*(\w+)=", text, re.MULTILINE)}

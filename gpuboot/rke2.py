@@ -25,6 +25,13 @@ ENABLED = f"{WANTS}/gpuboot.service"
 OPT = "/opt/rke2"  # where RKE2 goes if /usr/local is no place for it (rke2 install.sh)
 UNPACKED = (f"{release.PREFIX}/bin/rke2", f"{OPT}/bin/rke2")  # by us, or by rke2's install.sh
 BINARIES = (*UNPACKED, "/usr/bin/rke2")
+# The operator's own variables, which the unit reads when it starts (rke2's bundle).
+ENVIRONMENT = (
+    "/etc/default/rke2-agent",
+    "/etc/sysconfig/rke2-agent",
+    "/usr/local/lib/systemd/system/rke2-agent.env",
+    f"{OPT}/lib/systemd/system/rke2-agent.env",
+)
 # In systemd's own order: the first that has a unit is the one that counts (systemd.unit(5)).
 UNIT_FOLDERS = (
     "/etc/systemd/system",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from gpuboot import agentrules, document, dropin
+from gpuboot import agentrules, document, dropin, rke2
 from gpuboot import config as configs
 from gpuboot.agentkeys import SECRETS
 from gpuboot.agentrules import LOST, OPEN, RANCHER, UNREADABLE, VALUE
@@ -39,10 +39,6 @@ _PATH = (
     "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 )  # fmt: skip
 _OTHER_NAME = "/etc/rancher/rke2/config.yml"
-_ENVIRONMENT = (
-    "/etc/default/rke2-agent", "/etc/sysconfig/rke2-agent",
-    "/usr/local/lib/systemd/system/rke2-agent.env",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ def _runtimes(host: Host, tops: Sequence[Value]) -> Iterator[Problem]:
 def _path(host: Host, data: str) -> list[str]:
     """Where RKE2 looks for runtimes: two folders of its own, and the service's PATH."""
     folders = [*_PATH, f"{data}/bin"]
-    for name in _ENVIRONMENT:
+    for name in rke2.ENVIRONMENT:
         for line in (host.read(name) or "").splitlines():
             key, _, value = line.strip().partition("=")
             if key == "PATH":

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from gpuboot.proxy import DROP_IN, FILE, OPERATORS, AgentProxy
+from gpuboot.proxy import DROP_IN, FILE, AgentProxy
+from gpuboot.rke2 import ENVIRONMENT
 from gpuboot.secret import Secret
 from gpuboot.step import Ok, Pending
 from tests.unit.node import Node, reason, settled
@@ -70,7 +71,7 @@ def test_without_a_proxy_nothing_is_there_and_what_was_there_goes(node: Node) ->
     assert node.files() == before
 
 
-@pytest.mark.parametrize("file", OPERATORS)
+@pytest.mark.parametrize("file", ENVIRONMENT)
 def test_what_the_operators_own_file_sets_is_left_to_it(node: Node, file: str) -> None:
     node.put(file, "HOME=/root\nno_proxy=.example.com\n # HTTPS_PROXY=x\n")
     settled(node, step())
