@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gpuboot import dropin, labels, token
@@ -12,7 +13,7 @@ from gpuboot.agentkeys import AGENT, BOOLEANS, LISTS, SECRETS, SERVER
 from gpuboot.document import Value
 from gpuboot.errors import Code
 from gpuboot.kinds import SERVER_ADDRESS, Wrong
-from gpuboot.labels import Label
+from gpuboot.labels import Label, Taint
 from gpuboot.reader import Problem
 from gpuboot.secret import Secret, quoted
 
@@ -378,18 +379,25 @@ def _replacing(one: Setting, lost: Sequence[Value]) -> Problem:
 
 
 def _taints_twice(every: Sequence[Setting]) -> Iterator[Problem]:
-    seen: dict[tuple[str, str], Value] = {}
+    listed = []
     for item in effective(every).get("node-taint", []):
-        try:
-            taint = labels.taint(item.printed or "")
-        except ValueError:
-            continue
+        with suppress(ValueError):  # told as no taint
+            listed.append((item, labels.taint(item.printed or "")))
+    yield from taints_twice(listed)
+
+
+def taints_twice(listed: Sequence[tuple[Value, Taint]]) -> Iterator[Problem]:
+    """Taints of a key and effect that stand once already, of which RKE2 dies."""
+    seen: dict[tuple[str, str], Value] = {}
+    for item, taint in listed:
         other = seen.setdefault((taint.key, taint.effect), item)
         if other is not item:
+            place = (
+                f"line {other.line}" if other.file == item.file else f"{other.file}:{other.line}"
+            )
             yield item.problem(
                 TAINT,
-                f"taint {taint.key}:{taint.effect} stands in {other.file}:{other.line} too,"
-                " which ends rke2-agent",
+                f"taint {taint.key}:{taint.effect} stands in {place} too, which ends rke2-agent",
                 "each key and effect once",
             )
 

@@ -1,66 +1,28 @@
-"""The command line: the only place that prints, exits, or catches a GpubootError."""
+"""The command line. With configcli and console the only place that prints, or exits."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from gpuboot import __version__
+from gpuboot import __version__, configcli, console
 from gpuboot import status as looking
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
     from gpuboot.facts import Facts
     from gpuboot.host import Host
-    from gpuboot.reader import Problem
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-EXIT_CONFIG = 78
 READY_WAIT = 20.0  # seconds a walk over a ready node may take before we stop looking on
-
-
-def _told(command: F) -> F:
-    """Print a GpubootError once, as a person reads it, and end with its exit status."""
-
-    @wraps(command)
-    def wrapper(*args: object, **kwargs: object) -> object:
-        try:
-            return command(*args, **kwargs)
-        except GpubootError as error:
-            _complain(error.message, error.code.id, error.evidence, error.hint)
-            sys.exit(EXIT_CONFIG if error.code.id == "GB001" else 1)
-
-    return wrapper  # type: ignore[return-value] # the same signature, which wraps cannot say
-
-
-def _complain(message: str, code: str, evidence: str, hint: str) -> None:
-    click.echo(f"gpuboot: {message} [{code}]", err=True)
-    if evidence:
-        click.echo(evidence, err=True)
-    click.echo(f"next: {hint}", err=True)
-
-
-def _host() -> Host:
-    from gpuboot.host import Host
-
-    return Host()
-
-
-def _json(document: object) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,7 +58,7 @@ TIMEOUT = click.option(
 @click.option("--foreground", is_flag=True, help="Do the work in this process (the unit does).")
 @click.option("--once", is_flag=True, help="With --foreground: one walk, no waiting.")
 @click.option("--verbose", is_flag=True, help="With --foreground: log every command.")
-@_told
+@console.told
 def run(*, wait: bool, timeout: float, foreground: bool, once: bool, verbose: bool) -> None:
     """Start the walk that makes this machine a GPU worker, from now on at every boot.
 
@@ -114,7 +76,7 @@ def run(*, wait: bool, timeout: float, foreground: bool, once: bool, verbose: bo
         raise click.UsageError("--foreground does the work itself; --wait does not go with it")
     if os.geteuid() != 0:
         raise click.UsageError("gpuboot run changes the machine: run it as root")
-    host = _host()
+    host = console.host()
     if foreground:
         sys.exit(_foreground(host, once=once, verbose=verbose))
     from gpuboot import cloudinit
@@ -230,7 +192,7 @@ def _text(found: dict[str, Any]) -> str:
 
 
 @main.command(name="give-way", hidden=True)
-@_told
+@console.told
 def give_way() -> None:
     """Take out of gpuboot's drop-in for RKE2 what RKE2's other files say by now.
 
@@ -238,7 +200,7 @@ def give_way() -> None:
     """
     from gpuboot import rancher
 
-    for text in rancher.give_way(_host()):
+    for text in rancher.give_way(console.host()):
         click.echo(f"gpuboot: {text} is left to another of RKE2's files")
 
 
@@ -250,14 +212,14 @@ def give_way() -> None:
 @click.option("--wait", is_flag=True, help="Block until the node is ready or has failed.")
 @click.option("--watch", is_flag=True, help="Show the progress as it goes on.")
 @TIMEOUT
-@_told
+@console.told
 def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
     """Tell where this node stands, and what to do next.
 
     \b
     Exit status: 0 ready, 1 failed, 2 usage, 3 in progress, 4 degraded, 5 never enabled.
     """
-    host = _host()
+    host = console.host()
     if wait:
         deadline = time.monotonic() + timeout
         while looking.look(host)["state"] not in looking.FINAL and time.monotonic() < deadline:
@@ -266,7 +228,7 @@ def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
         _follow(lambda: looking.look(host))
     found = looking.look(host)
     if as_json:
-        _json(found)
+        console.print_json(found)
     else:
         click.echo(_text(found))
     sys.exit(looking.exit_code(found))
@@ -274,15 +236,15 @@ def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_told
+@console.told
 def facts(*, as_json: bool) -> None:
     """Show what was detected: system, kernel, firmware, GPUs."""
     from gpuboot import facts as machine
     from gpuboot import show
 
-    found = asdict(machine.gather(_host()))
+    found = asdict(machine.gather(console.host()))
     if as_json:
-        _json(found)
+        console.print_json(found)
         return
     gpus = found.pop("gpus")
     rows = [(name.replace("_", " "), "unknown" if value in (None, "") else str(value))
@@ -304,7 +266,7 @@ def facts(*, as_json: bool) -> None:
     "--facts", "recorded", type=click.File(encoding="utf-8"), metavar="FILE",
     help="Plan for another machine, from what `gpuboot facts --json` said there.",
 )  # fmt: skip
-@_told
+@console.told
 def plan(*, as_json: bool, offline: bool, recorded: TextIO | None) -> None:
     """Show the ordered steps, what each would find now, and what a walk would do.
 
@@ -318,18 +280,18 @@ def plan(*, as_json: bool, offline: bool, recorded: TextIO | None) -> None:
     """
     from gpuboot import findings, preview, show
 
-    host = _host()
+    host = console.host()
     if recorded:
         found = preview.elsewhere(host, _recorded(recorded))
     else:
         looking = findings.Looking(root=os.geteuid() == 0, offline=offline)
         found = preview.preview(host, looking)
     if as_json:
-        _json(found)
+        console.print_json(found)
     else:
         click.echo(show.plan(found))
     if trouble := found["trouble"]:
-        _complain(**trouble)
+        console.complain(**trouble)
         sys.exit(1)
 
 
@@ -347,7 +309,7 @@ def _recorded(file: TextIO) -> Facts:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--ignore", multiple=True, metavar="CODE", help="Do not fail for this code.")
-@_told
+@console.told
 def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
     """Look for everything that would stop a walk, all at once, each with its remedy.
 
@@ -362,13 +324,13 @@ def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
         raise click.UsageError(f"unknown code {', '.join(unknown)}; all of them: gpuboot explain")
     if "GB001" in ignored:
         raise click.UsageError("no walk begins with a wrong configuration: GB001 cannot be ignored")
-    host = _host()
+    host = console.host()
     troubles = survey.survey(host, root=os.geteuid() == 0)
     warnings = survey.warnings(host)
     told = [{**asdict(trouble), "ignored": trouble.code in ignored} for trouble in troubles]
     stands = any(not one["ignored"] for one in told)
     if as_json:
-        _json({"schema": 1, "ok": not stands, "troubles": told, "warnings": warnings})
+        console.print_json({"schema": 1, "ok": not stands, "troubles": told, "warnings": warnings})
         sys.exit(1 if stands else 0)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -395,127 +357,11 @@ def explain(*, code: str | None, as_json: bool) -> None:
     else:
         raise click.UsageError(f"unknown code {code}; all of them: gpuboot explain")
     if as_json:
-        _json([asdict(one) for one in chosen] if code is None else asdict(chosen[0]))
+        console.print_json([asdict(one) for one in chosen] if code is None else asdict(chosen[0]))
     elif code is None:
         click.echo("\n".join(f"{one.id}  {one.title}" for one in chosen))
     else:
         click.echo(explaining.text(chosen[0]))
 
 
-# -- config -------------------------------------------------------------------------------------
-
-
-@main.group()
-def config() -> None:
-    """Check, show and describe the configuration."""
-
-
-@config.command()
-@click.argument(
-    "files", nargs=-1,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-)  # fmt: skip
-@click.option(
-    "--rancher", is_flag=True,
-    help="FILES are Rancher's: cluster manifests, machine configs, health checks.",
-)  # fmt: skip
-@click.option("--strict", is_flag=True, help="Take every warning for an error.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; keys are only ever added.")
-@_told
-def check(*, files: tuple[Path, ...], rancher: bool, strict: bool, as_json: bool) -> None:
-    """Check configuration; every problem with file, line, key and what to do.
-
-    Without FILES: this node's own configuration of gpuboot, and the files of RKE2 beside it
-    (config.yaml, its drop-ins, Rancher's 50-rancher.yaml). What only root can read is looked at
-    only by root.
-
-    With FILES: these together, as one configuration of gpuboot.
-
-    With --rancher: FILES are YAML as it is applied, or as `kubectl get -o yaml` prints it, one or
-    more documents each. Checked are labels, taints, timeouts and drain of machine pools, settings
-    that get lost on their way to a node, and the user-data of vSphere machine configs. This runs
-    anywhere: it needs no root, no GPU and no cluster.
-
-    A file may be - for standard input. An error keeps a node from joining or from what was meant,
-    a warning may do so, a notice is good to know.
-
-    \b
-    Examples:
-      gpuboot config check --rancher pool.yaml cluster.yaml
-      kubectl get -A -o yaml clusters.provisioning.cattle.io,vmwarevsphereconfigs |
-        gpuboot config check --rancher -
-
-    \b
-    Exit status: 0 no errors, 1 only root can read it, 2 usage, 78 errors (with --strict: or
-    warnings).
-    """
-    from dataclasses import replace
-
-    from gpuboot import lint
-
-    if rancher and not files:
-        raise click.UsageError("--rancher needs FILES: cluster manifests, or - for standard input")
-    contents = [_content(file) for file in files]
-    if rancher:
-        checked = lint.manifests(contents)
-    elif files:
-        checked = lint.own(contents)
-    else:
-        checked = lint.node(_host())
-    problems = [
-        replace(one, severity="error") if strict and one.severity == "warning" else one
-        for one in checked.problems
-    ]
-    valid = not any(one.severity == "error" for one in problems)
-    if as_json:
-        _json({"schema": 1, "valid": valid, "files": checked.files,
-               "problems": [asdict(problem) for problem in problems]})  # fmt: skip
-    else:
-        _tell(problems, checked.files, valid=valid)
-    sys.exit(0 if valid else EXIT_CONFIG)
-
-
-def _content(file: Path) -> tuple[str, bytes]:
-    if str(file) == "-":
-        return "stdin", sys.stdin.buffer.read()
-    try:
-        return str(file), file.read_bytes()
-    except OSError as error:
-        raise click.UsageError(f"{file} cannot be read: {error.strerror or error}") from None
-
-
-def _tell(problems: Sequence[Problem], files: Sequence[str], *, valid: bool) -> None:
-    from gpuboot import show
-
-    if not problems:
-        click.echo(f"valid: {', '.join(files) or 'no file, so the defaults'}")
-        return
-    width = min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else None
-    click.echo(show.problems(problems, width=width))
-    click.echo(f"{'valid' if valid else 'not valid'}: {show.counted(problems)}")
-
-
-@config.command(name="show")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_told
-def show_config(*, as_json: bool) -> None:
-    """Show the effective configuration, secrets masked."""
-    import yaml
-
-    from gpuboot import config as configs
-
-    effective = configs.effective(configs.load(_host()))
-    if as_json:
-        _json(effective)
-    else:
-        click.echo(yaml.safe_dump(effective, sort_keys=False), nl=False)
-
-
-@config.command()
-def schema() -> None:
-    """Print the configuration's JSON Schema, for editors and checks."""
-    from gpuboot import config as configs
-    from gpuboot import reader
-
-    found = reader.schema(configs.Config)
-    _json({"$schema": "https://json-schema.org/draft/2020-12/schema", **found})
+main.add_command(configcli.config)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gpuboot import labels
-from gpuboot.agentrules import KNOWN_LATER, LABEL, LOST, TAINT, refused_label
+from gpuboot.agentrules import KNOWN_LATER, LABEL, LOST, TAINT, refused_label, taints_twice
 from gpuboot.document import Value
 from gpuboot.errors import Code
 from gpuboot.labels import Taint
@@ -128,23 +128,16 @@ def _taints(pool: Pool) -> Iterator[Problem]:
         return
     if listed.kind != "list":
         yield listed.problem(TAINT, f"is {listed.what}", "a list of: key, value, effect")
-    seen: dict[tuple[str, str], Value] = {}
+    found: list[tuple[Value, Taint]] = []
     for item in listed.items():
         try:
-            taint = _taint(item)
+            found.append((item, _taint(item)))
         except ValueError as error:
             yield item.problem(TAINT, str(error), "key, value, effect")
-            continue
-        other = seen.setdefault((taint.key, taint.effect), item)
-        if other is not item:
-            yield item.problem(
-                TAINT,
-                f"taint {taint.key}:{taint.effect} stands in line {other.line} too, which ends"
-                " rke2-agent",
-                "each key and effect once",
-            )
+    yield from taints_twice(found)
+    for item, taint in found:
         yield from _ours(item, taint)
-    if seen:
+    if found:
         yield listed.problem(
             KNOWN_LATER,
             "taints are set when a node registers: a later change here reaches no node that has"

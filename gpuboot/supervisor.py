@@ -121,7 +121,7 @@ class SupervisorAnswers:
     data_dir: str | None
 
     def check(self, host: Host) -> Finding:
-        if dropin.registered(host, self.data_dir or dropin.data_dir(host)):
+        if dropin.registered(host, dropin.data_dir(host, self.data_dir)):
             return Ok("this node has joined before")
         try:
             parsed = token.parse(self._token(host))
