@@ -82,23 +82,48 @@ def _absent(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[s
     Each is name=version. What has begun is not named: apt would then hold it for asked for.
     """
     with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
-        sound, begun = _parted(host.read(STATUS) or "")
-        status = Path(folder) / "status"
-        status.write_text(sound, encoding="utf-8")
-        settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
-        options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-        changes = apt.changes(host, wanted, options, env)
+        changes, begun = _undisturbed(host, wanted, Path(folder), env)
     others = begun.union(name.partition("=")[0] for name in wanted)
     new = [one for one in changes if one.action == "install" and one.name not in others]
     return [f"{one.name}={one.version}" for one in new]
 
 
-def _parted(status: str) -> tuple[str, set[str]]:
-    """dpkg's status without the packages that are half done, and their names."""
-    sound, begun = [], set()
+def _undisturbed(
+    host: Host, wanted: Sequence[str], folder: Path, env: Mapping[str, str]
+) -> tuple[list[apt.Change], set[str]]:
+    """What apt would do were nothing half done, and the names of what is. Raises GB20x."""
+    status = folder / "status"
+    settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
+    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    begun: set[str] = set()
+    while True:
+        sound, begun = _parted(host.read(STATUS) or "", begun)
+        status.write_text(sound, encoding="utf-8")
+        try:
+            return apt.changes(host, wanted, options, env), begun
+        except GpubootError as error:
+            # Of two that need each other dpkg configures one first: without the other it is no
+            # better than half done.
+            more = set(_UNMET.findall(error.evidence)) - begun
+            if error.code is not apt.INSTALL_FAILED or not more:
+                raise
+            begun |= more
+
+
+_UNMET = re.compile(r"^ (\S+?)(?::\S+)? : (?:Pre-?)?Depends: ", re.MULTILINE)
+
+
+def _parted(status: str, begun: set[str]) -> tuple[str, set[str]]:
+    """dpkg's status without the packages that are half done, and their names.
+
+    Those in `begun` count as half done, whatever dpkg says.
+    """
+    sound, names = [], set(begun)
     for stanza in re.split(r"\n\n+", status.strip()):
-        if re.search(rf"^Status: .* ({'|'.join(SOUND)})$", stanza, re.MULTILINE):
+        name = re.search(r"^Package: (\S+)$", stanza, re.MULTILINE)
+        whole = re.search(rf"^Status: .* ({'|'.join(SOUND)})$", stanza, re.MULTILINE)
+        if whole and name and name[1] not in begun:
             sound.append(stanza)
-        else:
-            begun.update(re.findall(r"^Package: (\S+)$", stanza, re.MULTILINE))
-    return "\n\n".join([*sound, ""]), begun
+        elif name:
+            names.add(name[1])
+    return "\n\n".join([*sound, ""]), names
