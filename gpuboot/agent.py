@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING
 
-from gpuboot import checkpoint, config, facts, plan, rancher, reboot, rke2, systemd
+from gpuboot import checkpoint, config, facts, plan, prefetch, rancher, reboot, rke2, systemd
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
@@ -19,6 +19,7 @@ from gpuboot.errors import Code, GpubootError, Stopped
 from gpuboot.host import write_failed
 from gpuboot.kubernetes import NodeJoined
 from gpuboot.nvidia import NO_GPU, OTHER_GPU, GpusAnswer
+from gpuboot.packages import Packages
 from gpuboot.progress import Progress, tell
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def _walk(
     def watch(step: Step, state: str, reason: str) -> None:
         systemd.notify(f"STATUS={step.name}: {host.mask(reason)}"[:400])
         progress.watch(step, state, reason)
+        if isinstance(step, Packages) and state == "running":  # the longest one, on a new node
+            prefetch.begin(host, road.join)
 
     walk = Walk(host, record, lambda: rke2.live(host), watch)
     if wanted.on_gpu_failure == "hold":

@@ -10,8 +10,9 @@ import shutil
 import signal
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -168,6 +169,7 @@ class Host:
         self.woken = False  # somebody wants us to look again at once
         self._runner = runner
         self._stopping = False
+        self._fetching = threading.Lock()
 
     # -- stopping and waking ------------------------------------------------------------------
 
@@ -196,6 +198,22 @@ class Host:
         """Wait between two walks, or less when woken, be it in the walk before. Raises Stopped."""
         self.sleep(0 if self.woken else seconds)
         self.woken = False
+
+    # -- beside each other --------------------------------------------------------------------
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Do some work in a thread of its own. It ends with the process, wherever it is then."""
+        threading.Thread(target=work, name="beside", daemon=True).start()
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Whoever fetches a file is alone with it: the other one then finds it. Raises Stopped."""
+        while not self._fetching.acquire(timeout=STOP_POLL):
+            self.proceed()
+        try:
+            yield
+        finally:
+            self._fetching.release()
 
     # -- commands ---------------------------------------------------------------------------
 

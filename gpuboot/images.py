@@ -64,12 +64,21 @@ class ImagesPlaced:
 
     def _fetch(self, host: Host, place: str, name: str, version: str) -> str:
         """Have the archive in its place, verified; its SHA-256. Raises GB504, GB505, GB4xx."""
-        published = release.checksums(host, self.want, version)
-        digest = release.checksum(published, name, version)
-        if not host.exists(place) or release.sha256(host, place) != digest:
-            pieces = release.pieces(host, self.want, version, name)
-            host.write_stream(place, web.checked(pieces, digest, name))
+        with host.fetching():
+            published = release.checksums(host, self.want, version)
+            digest = release.checksum(published, name, version)
+            if not host.exists(place) or release.sha256(host, place) != digest:
+                pieces = release.pieces(host, self.want, version, name)
+                host.write_stream(place, web.checked(pieces, digest, name))
         return digest
+
+    def fetch(self, host: Host) -> None:
+        """Have those archives in their places whose release is known; no record is made of them.
+
+        Raises GB504, GB505, GB4xx, Stopped.
+        """
+        for name in self.files if self.want.version else ():
+            self._fetch(host, f"{self.folder(host)}/{name}", name, self.want.version or "")
 
     def writes(self, host: Host) -> Mapping[str, str | None]:
         folder = self.folder(host)

@@ -59,16 +59,27 @@ class Release:
     url: str
     channels: str
 
+    @property
+    def local(self) -> bool:
+        """Whether it lies in a folder of this machine."""
+        return self.url.startswith("/")
+
 
 def install(host: Host, want: Release, prefix: str = PREFIX) -> None:
     """Download, verify and unpack below `prefix`; the program last. Raises GB504-506, GB4xx."""
+    _unpack(host, fetch(host, want), prefix)
+
+
+def fetch(host: Host, want: Release) -> str:
+    """Have the release's tarball here, verified; its name. Raises GB504, GB505, GB4xx, Stopped."""
     version = want.version or lookup(host, want)
     tarball = f"{CACHE}/rke2-{version}.tar.gz"
-    expected = want.sha256 or checksum(checksums(host, want, version), TARBALL, version)
-    if not host.exists(tarball) or sha256(host, tarball) != expected:
-        found = pieces(host, want, version, TARBALL)
-        host.write_stream(tarball, web.checked(found, expected, TARBALL))
-    _unpack(host, tarball, prefix)
+    with host.fetching():
+        expected = want.sha256 or checksum(checksums(host, want, version), TARBALL, version)
+        if not host.exists(tarball) or sha256(host, tarball) != expected:
+            found = pieces(host, want, version, TARBALL)
+            host.write_stream(tarball, web.checked(found, expected, TARBALL))
+    return tarball
 
 
 def available(host: Host, want: Release, version: str, names: Sequence[str]) -> None:
@@ -140,7 +151,7 @@ def checksum(published: Mapping[str, str], name: str, version: str) -> str:
 
 def pieces(host: Host, want: Release, version: str, name: str) -> Iterator[bytes]:
     """A file of a release, piece by piece and not verified. Raises GB504, GB4xx."""
-    if not want.url.startswith("/"):
+    if not want.local:
         return host.web.pieces(f"{want.url}/{quote(version, safe='')}/{name}")
     for place in (f"{want.url}/{version}/{name}", f"{want.url}/{name}"):
         if host.exists(place):

@@ -135,6 +135,11 @@ class Rke2Installed:
             return Pending(f"RKE2 {found} is installed, wanted is {self.want.version}")
         return Ok(f"RKE2 {found} is installed")
 
+    def fetch(self, host: Host) -> None:
+        """Have the tarball here before it is needed. Raises GB504, GB505, GB4xx, Stopped."""
+        if isinstance(self.check(host), Pending):
+            release.fetch(host, self.want)
+
     def apply(self, host: Host) -> None:
         release.install(host, self.want, prefix(host))
         systemd.reload_units(host)
