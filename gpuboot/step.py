@@ -28,9 +28,13 @@ class Ok:
 
 @dataclass(frozen=True)
 class Pending:
-    """There is something to do, and `apply` does it."""
+    """There is something to do, and `apply` does it.
+
+    `code` is the name of the difference on a live node, where nothing is applied.
+    """
 
     reason: str
+    code: Code | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,13 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Reboot:
-    """Only a reboot helps. The reason must read the same when the same trouble comes again."""
+    """Only a reboot helps. The reason must read the same when the same trouble comes again.
+
+    What is true of this boot alone, such as a process's number, is evidence.
+    """
 
     reason: str
+    evidence: str = ""
 
 
 Finding = Ok | Pending | Waiting | Reboot
