@@ -10,6 +10,7 @@ to the trigger, as the real one does.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -55,7 +56,7 @@ def generate(release: str) -> None:
 
 
 def archive(release: str) -> bytes:
-    """The image: a cpio archive that nobody boots from."""
+    """The image: a compressed cpio archive that nobody boots from."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         settings = root / "etc/modprobe.d"
@@ -69,7 +70,7 @@ def archive(release: str) -> bytes:
         listed = "".join(f"{path.relative_to(root)}\n" for path in sorted(root.rglob("*")))
         packed = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, check=True,
                                 input=listed.encode(), stdout=subprocess.PIPE)  # fmt: skip
-    return packed.stdout
+    return gzip.compress(packed.stdout)
 
 
 def replace(file: Path, content: bytes) -> None:
