@@ -48,10 +48,15 @@ STACK = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia_peermem", "nvidia
 
 @dataclass(frozen=True)
 class DriverLoaded:
-    """The built module is loaded, holds every GPU, and its device files are there."""
+    """The built module is loaded, holds every GPU, and its device files are there.
+
+    `kernel_module_type` is proprietary or open where only that one will do: both have one version.
+    """
 
     name: ClassVar[str] = "driver-loaded"
     disruptive: ClassVar[bool] = True
+
+    kernel_module_type: str | None = None
 
     def check(self, host: Host) -> Finding:
         gpus = pci.gpus(host)
@@ -63,7 +68,7 @@ class DriverLoaded:
         loaded = kernel.loaded_version(host, "nvidia")
         if loaded is None:
             return Pending("the nvidia module is not loaded")
-        if other := _other_version(host, loaded):
+        if other := self._other(host, loaded):
             return Pending(f"nvidia {loaded} is loaded, {other} is installed", MISMATCH)
         if not kernel.loaded(host, "nvidia_uvm"):
             return Pending("the nvidia-uvm module is not loaded")
@@ -72,7 +77,7 @@ class DriverLoaded:
                 return Pending(f"{name} is not written")
         if missing := _missing_devices(host, len(gpus)):
             return Pending(f"{', '.join(missing)} missing")
-        driver = {"version": loaded, "kernel_module_type": _module_type(host)}
+        driver = {"version": loaded, "kernel_module_type": _module_type(host) or "proprietary"}
         return Ok(f"nvidia {loaded} holds every GPU", shows={"driver": driver})
 
     def writes(self, host: Host) -> Mapping[str, str]:
@@ -82,7 +87,7 @@ class DriverLoaded:
         for name, text in BOOT_FILES.items():
             host.write(name, text)
         loaded = kernel.loaded_version(host, "nvidia")
-        other = _other_version(host, loaded) if loaded else None
+        other = self._other(host, loaded) if loaded else None
         with holders.services_stopped(host) if other else nullcontext():
             if reboot := _unload_rivals(host):
                 return reboot
@@ -94,11 +99,15 @@ class DriverLoaded:
         systemd.start(host, "nvidia-persistenced.service")
         return None
 
-
-def _other_version(host: Host, loaded: str) -> str | None:
-    """The version of the module on the disk, where it is not the loaded one."""
-    built = kernel.nvidia_module(host, kernel.running(host))
-    return built.version if built and built.version != loaded else None
+    def _other(self, host: Host, loaded: str) -> str | None:
+        """The version, and the kind, of the installed module, where it is not the loaded one."""
+        built = kernel.nvidia_module(host, kernel.running(host))
+        if built and built.version != loaded:
+            return built.version
+        kind = _module_type(host)
+        if built and self.kernel_module_type and kind and kind != self.kernel_module_type:
+            return f"{built.version} ({self.kernel_module_type})"
+        return None
 
 
 def _missing_devices(host: Host, count: int) -> list[str]:
@@ -107,9 +116,10 @@ def _missing_devices(host: Host, count: int) -> list[str]:
     return [name for name in wanted if not host.exists(name)]
 
 
-def _module_type(host: Host) -> str:
-    text = host.read("/proc/driver/nvidia/version") or ""
-    return "open" if "Open Kernel Module" in text else "proprietary"
+def _module_type(host: Host) -> str | None:
+    """What the loaded module says it is; None if it does not say."""
+    text = host.read("/proc/driver/nvidia/version")
+    return text and ("open" if "Open Kernel Module" in text else "proprietary")
 
 
 def _unload_rivals(host: Host) -> Reboot | None:

@@ -210,10 +210,14 @@ def mismatch(host: Host, said: str = "") -> GpubootError | None:
     library, loaded = nvml.library(host), kernel.loaded_version(host, "nvidia")
     if not said and (library is None or loaded is None or library == loaded):
         return None
+    built = kernel.nvidia_module(host, kernel.running(host))
+    hint = "drain the node, then reboot: the next boot loads what is installed"
+    if library and built and built.version != library:
+        hint = "bring the driver's packages to one version (dpkg -l '*nvidia*'), then: gpuboot run"
     return GpubootError(
         MISMATCH,
         f"the driver's libraries are {library or 'unknown'}, its loaded module is {loaded}",
-        hint="drain the node, then reboot: the next boot loads what is installed",
+        hint=hint,
         evidence="\n".join(filter(None, [said, kernel.messages(host, "API mismatch")])),
         retry=True,  # the rest of an upgrade may be on its way
     )

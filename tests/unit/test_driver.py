@@ -151,6 +151,44 @@ def test_an_older_loaded_driver_is_replaced_without_a_reboot(node: Node) -> None
     assert modules.active == {"nvidia-persistenced.service", "nvidia-dcgm.service"}
 
 
+KINDS = {
+    "proprietary": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.309.01  Sun May\n",
+    "open": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.309.01  Release\n",
+}
+
+
+def test_the_other_kind_of_module_is_replaced_too_although_its_version_is_the_same(
+    node: Node,
+) -> None:
+    modules = Modules(node, *STACK)
+    node.put("/proc/driver/nvidia/version", KINDS["open"])
+
+    def load(command: Command) -> Result:
+        node.put("/proc/driver/nvidia/version", KINDS["proprietary"])
+        return modules.modprobe(command)
+
+    node.answers["modprobe"] = load
+    step = DriverLoaded("proprietary")
+    assert reason(step.check(node.host), Pending) == (
+        f"nvidia {DRIVER} is loaded, {DRIVER} (proprietary) is installed"
+    )
+    assert isinstance(settled(node, step), Ok)
+    assert "rmmod nvidia" in node.ran
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"), [(None, KINDS["open"]), ("open", KINDS["open"]), ("open", "")]
+)
+def test_a_kind_that_is_wanted_or_not_known_is_no_reason_to_reload(
+    node: Node, wanted: str | None, text: str
+) -> None:
+    Modules(node, *STACK)
+    if text:
+        node.put("/proc/driver/nvidia/version", text)
+    settled(node, DriverLoaded(wanted))
+    assert "rmmod nvidia" not in node.ran
+
+
 def test_services_that_did_not_run_are_not_started(node: Node) -> None:
     modules = Modules(node, *STACK, version=OLD)
     settled(node, DriverLoaded())

@@ -12,6 +12,7 @@ from gpuboot.errors import GpubootError
 from gpuboot.host import Result
 from gpuboot.nvidia import GpuPresent, GpusAnswer, NouveauBlocked
 from gpuboot.step import Ok, Pending, Waiting
+from tests.unit.modules import Modules
 from tests.unit.node import SLOT, Node, code, reason, settled
 
 TWO = "0000:1b:00.0"
@@ -212,6 +213,14 @@ def test_libraries_of_another_version_are_told_with_both_and_not_asked(node: Nod
     assert "API mismatch" in error.evidence
     assert "drain" in error.hint
     assert not [line for line in node.ran if "gpuboot.nvml" in line]
+
+
+def test_libraries_that_no_module_on_the_disk_fits_are_no_matter_of_a_reboot(node: Node) -> None:
+    Modules(node, "nvidia")
+    libraries(node, "550.163.01")
+    error = raised(node, GpusAnswer())
+    assert error.code.id == "GB304"
+    assert error.hint.startswith("bring the driver's packages to one version")
 
 
 def test_a_mismatch_that_only_nvml_sees_is_the_same_trouble(node: Node) -> None:
