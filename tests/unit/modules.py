@@ -13,6 +13,7 @@ SERVICES = ("nvidia-persistenced", "nvidia-dcgm", "dcgm", "dcgm-exporter", "nvid
             "nvidia-powerd")  # fmt: skip
 # Which module each stands on; a module with users cannot be unloaded (init_module(2)).
 NEEDS = {"nvidia_uvm": "nvidia", "nvidia_modeset": "nvidia", "nvidia_drm": "nvidia_modeset",
+         "nvidia_peermem": "nvidia",
          "nova_drm": "nova_core"}  # fmt: skip
 
 
