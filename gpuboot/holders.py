@@ -73,23 +73,33 @@ def unload(host: Host, stack: Sequence[str], devices: Sequence[str]) -> list[Hol
     nothing is unloaded while somebody is seen who uses any of it.
     """
     present = [module for module in stack if kernel.loaded(host, module)]
-    found = _users(host, present, devices)
+    found = _lasting_users(host, present, devices) or _remove(host, present, devices)
+    for holder in found:
+        log.info("%s cannot be unloaded: in use by %s", present[-1], holder)
+    return found
+
+
+def _lasting_users(host: Host, modules: Sequence[str], devices: Sequence[str]) -> list[Holder]:
+    """Who uses the modules, and still does after a while."""
+    found = _users(host, modules, devices)
     for _ in range(PATIENCE):
         if not found:
             break
         host.sleep(1)
-        found = _users(host, present, devices)
-    for module in present if not found else ():
-        # By its own name and by the kernel's count of its users. modprobe -r would have to find
-        # the file it came from, which an upgrade may have taken away.
+        found = _users(host, modules, devices)
+    return found
+
+
+def _remove(host: Host, modules: Sequence[str], devices: Sequence[str]) -> list[Holder]:
+    """Unload by name and by the kernel's count of users; who uses the first that stays.
+
+    modprobe -r would have to find the file a module came from, which an upgrade may have removed.
+    """
+    for module in modules:
         result = host.run(["rmmod", module], timeout=60)
         if result.code != 0 and kernel.loaded(host, module):
-            found = _users(host, present, devices) or [_unseen(host, module)]
-            log.info("%s", result.said)
-            break
-    for holder in found:
-        log.info("%s cannot be unloaded: in use by %s", present[-1], holder)
-    return found
+            return _users(host, modules, devices) or [_unseen(host, module)]
+    return []
 
 
 def _users(host: Host, modules: Sequence[str], devices: Sequence[str]) -> list[Holder]:
