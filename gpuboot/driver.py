@@ -42,8 +42,8 @@ DEVICES_TEXT = """\
 ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
 """
 BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
-# In the order of unloading: each before what it stands on.
-STACK = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia_peermem", "nvidia")
+# In the order of unloading: each before what it stands on, and first the one that a console uses.
+STACK = ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia_peermem", "nvidia")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Kernel modules that are to go, and who keeps them in use: modules, the console, processes."""
+"""Kernel modules that are to go, and who keeps them in use: modules, processes, the console."""
 
 from __future__ import annotations
 
@@ -98,21 +98,18 @@ def _remove(host: Host, modules: Sequence[str], devices: Sequence[str]) -> list[
     for module in modules:
         result = host.run(["rmmod", module], timeout=60)
         if result.code != 0 and kernel.loaded(host, module):
-            return _users(host, modules, devices) or [_unseen(host, module)]
+            return _users(host, modules, devices) or [_inside(host, module)]
     return []
 
 
 def _users(host: Host, modules: Sequence[str], devices: Sequence[str]) -> list[Holder]:
-    """Everybody who can be seen to use one of the modules."""
+    """The modules and processes that use one of the modules for sure."""
     found = [
         Holder(f"module {name}")
         for module in modules
         for name in host.names(f"/sys/module/{module}/holders")
         if name not in modules
     ]
-    consoles = (host.read("/proc/fb") or "").splitlines()
-    if any(re.match(rf"\d+ {module}", line) for line in consoles for module in modules):
-        found.append(Holder("the console"))
     return found + _processes(host, devices)
 
 
@@ -137,6 +134,9 @@ def _open_files(host: Host, pid: str) -> list[str]:
     return []
 
 
-def _unseen(host: Host, module: str) -> Holder:
+def _inside(host: Host, module: str) -> Holder:
+    """Who uses a module inside the kernel: the console, if its screen is the module's."""
+    if re.search(rf"^\d+ {module.partition('_')[0]}", host.read("/proc/fb") or "", re.M):
+        return Holder("the console")
     count = (host.read(f"/sys/module/{module}/refcnt") or "?").strip()
     return Holder(f"the kernel itself ({module}: refcnt {count})")

@@ -88,11 +88,27 @@ def test_the_reason_reads_the_same_in_the_next_boot_where_only_the_pid_differs(n
 
 
 def test_a_console_on_the_rivals_screen_is_named(node: Node) -> None:
-    Modules(node, "nouveau")
+    Modules(node, "nouveau").in_use = {"nouveau"}
     node.put("/proc/fb", "0 vmwgfxdrmfb\n1 nouveaudrmfb\n")
     found = DriverLoaded().apply(node.host)
     assert found
     assert found.reason == f"nouveau holds {SLOT}; in use by the console"
+
+
+def test_a_screen_that_no_console_uses_is_no_obstacle(node: Node) -> None:
+    Modules(node, "nouveau")
+    node.put("/proc/fb", "1 nouveaudrmfb\n")
+    assert isinstance(settled(node, DriverLoaded()), Ok)
+
+
+def test_a_console_on_an_older_drivers_screen_keeps_all_of_it_loaded(node: Node) -> None:
+    modules = Modules(node, *STACK, version=OLD)
+    modules.in_use = {"nvidia_drm"}
+    node.put("/proc/fb", "0 nvidia-drmdrmfb\n")
+    found = DriverLoaded().apply(node.host)
+    assert found
+    assert found.reason.endswith("in use by the console")
+    assert [modules.loaded(name) for name in STACK] == [OLD] * 4
 
 
 def test_a_module_that_stands_on_the_rival_is_named(node: Node) -> None:
