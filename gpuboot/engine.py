@@ -98,7 +98,8 @@ class Walk:
             self.checkpoint.holds(step.name)
             return None
         if isinstance(finding, Pending):  # only on a live node, else it was applied
-            self._differs(step, finding.reason, finding.code.id if finding.code else None)
+            code = finding.code.id if finding.code else None
+            self._differs(step, finding.reason, code, finding.hint)
             return None
         if isinstance(finding, Waiting):
             log.info("%s: waiting: %s", step.name, finding.reason)
@@ -129,10 +130,10 @@ class Walk:
         self.checkpoint.end(self.host, step.name, self.host.clock.boottime() - started)
         return after
 
-    def _differs(self, step: Step, reason: str, code: str | None) -> None:
+    def _differs(self, step: Step, reason: str, code: str | None, hint: str | None = None) -> None:
         """On a live node a difference is only noted."""
         if not self.drift:
-            self._why = code, None
+            self._why = code, hint
         log.warning("%s: not touched, rke2-agent is active: %s", step.name, reason)
         self.drift.append(f"{step.name}: {reason}")
 

@@ -30,11 +30,12 @@ class Ok:
 class Pending:
     """There is something to do, and `apply` does it.
 
-    `code` is the name of the difference on a live node, where nothing is applied.
+    `code` and `hint` explain it on a live node, where it is not done, if it has a name.
     """
 
     reason: str
     code: Code | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True)

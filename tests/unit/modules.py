@@ -68,7 +68,10 @@ class Modules:
         return Result(0)
 
     def modinfo(self, command: Command) -> Result:
-        return Result(0, f"{KERNEL} SMP\n" if command.argv[2] == "vermagic" else f"{DRIVER}\n")
+        fields = {"version": DRIVER, "vermagic": f"{KERNEL} SMP preempt mod_unload modversions"}
+        if command.argv[1] == "--field":
+            return Result(0, f"{fields[command.argv[2]]}\n")
+        return Result(0, "".join(f"{name + ':':16}{text}\n" for name, text in fields.items()))
 
     def lspci(self, _: Command) -> Result:
         names = {"nouveau": "nouveau", "nova_core": "nova_core", "vfio_pci": "vfio-pci"}

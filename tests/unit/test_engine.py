@@ -231,6 +231,12 @@ def test_a_difference_on_a_live_node_keeps_its_name_and_is_mended_by_a_drain(
     assert (found.state, found.code, found.hint) == ("degraded", "GB999", DRAIN)
 
 
+def test_a_difference_on_a_live_node_may_have_a_hint_of_its_own(road: Road) -> None:
+    road.live = True
+    found = road.walk([Rough([Pending("it differs", TROUBLE, "do that")])])
+    assert (found.code, found.hint) == ("GB999", "do that")
+
+
 def test_what_a_reboot_is_asked_for_with_is_kept_as_its_evidence(road: Road) -> None:
     found = road.walk([Gentle([Reboot("held", "by pid 812")])])
     assert (found.reason, found.evidence) == ("held", "by pid 812")
