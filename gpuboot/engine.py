@@ -62,7 +62,7 @@ class Walk:
     drift: list[str] = field(default_factory=list)
     shows: dict[str, Any] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)  # the names of the steps that hold
-    _why: tuple[Code | None, str | None] = (None, None)  # of the first drift: code and hint
+    _why: tuple[str | None, str | None] = (None, None)  # of the first drift: code and hint
 
     def run(self, prepare: Sequence[Step], join: Sequence[Step]) -> Outcome:
         """Walk until every step holds, or one has to wait, reboot or fail. Raises Stopped.
@@ -72,7 +72,7 @@ class Walk:
         for step in (*prepare, *join):
             outcome = self._settle(step)
             if outcome and self.live() and (step.disruptive or step in prepare):
-                self._differs(step, outcome.reason)
+                self._differs(step, outcome.reason, outcome.code)
             elif outcome:
                 return outcome
         state = "degraded" if self.drift else "ready"
@@ -80,7 +80,7 @@ class Walk:
         code, hint = self._why
         if self.drift and hint is None:
             hint = "drain the node, then reboot: the next boot converges"
-        return self._outcome(state, None, reason, code=code, hint=hint)
+        return replace(self._outcome(state, None, reason, hint=hint), code=code)
 
     def _settle(self, step: Step) -> Outcome | None:
         """Make one step hold; otherwise how the walk would end here."""
@@ -91,14 +91,15 @@ class Walk:
         self.watch(step, _STATES[type(finding)], finding.reason)
         if isinstance(finding, Ok):
             if finding.drift and not self.drift:
-                self._why = finding.code, finding.hint
+                self._why = finding.code.id if finding.code else None, finding.hint
             self.drift += finding.drift
             self.shows.update(finding.shows)
             self.held.add(step.name)
             self.checkpoint.holds(step.name)
             return None
         if isinstance(finding, Pending):  # only on a live node, else it was applied
-            self._differs(step, finding.reason)
+            code = finding.code.id if finding.code else None
+            self._differs(step, finding.reason, code, finding.hint)
             return None
         if isinstance(finding, Waiting):
             log.info("%s: waiting: %s", step.name, finding.reason)
@@ -107,7 +108,7 @@ class Walk:
                 code=finding.code, hint=finding.hint, evidence=finding.evidence,
             )  # fmt: skip
             return replace(waiting, not_before=finding.not_before)
-        return self._outcome("rebooting", step.name, finding.reason)
+        return self._outcome("rebooting", step.name, finding.reason, evidence=finding.evidence)
 
     def _finding(self, step: Step) -> Finding:
         """What is the case once everything we may do for the step is done."""
@@ -129,8 +130,10 @@ class Walk:
         self.checkpoint.end(self.host, step.name, self.host.clock.boottime() - started)
         return after
 
-    def _differs(self, step: Step, reason: str) -> None:
+    def _differs(self, step: Step, reason: str, code: str | None, hint: str | None = None) -> None:
         """On a live node a difference is only noted."""
+        if not self.drift:
+            self._why = code, hint
         log.warning("%s: not touched, rke2-agent is active: %s", step.name, reason)
         self.drift.append(f"{step.name}: {reason}")
 

@@ -330,6 +330,15 @@ class Host:
         except OSError:
             return None
 
+    def device(self, name: str) -> str | None:
+        """A character device's MAJOR:MINOR; None if there is no such device."""
+        try:
+            found = self.path(name).stat()
+        except OSError:
+            return None
+        numbers = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        return numbers if stat.S_ISCHR(found.st_mode) else None
+
     def mode(self, name: str) -> int | None:
         """Permission bits; None if there is no such file."""
         try:

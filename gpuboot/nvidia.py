@@ -1,16 +1,16 @@
-"""The card and its driver: present on PCI, nouveau kept out, module loaded, libraries answering."""
+"""The card: present on the PCI bus, kept from nouveau, and answering through its libraries."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpuboot import kernel, pci, systemd
+from gpuboot import kernel, nvml, pci
 from gpuboot.errors import Code, GpubootError
-from gpuboot.step import Finding, Ok, Pending, Reboot, Waiting
+from gpuboot.step import Finding, Ok, Pending, Waiting
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -39,15 +39,6 @@ GPU_UNUSABLE = Code(
     ),
     ("lspci -vv -d 10de:", "journalctl -k -g 'NVRM|pci 0000'"),
 )
-MODULE_REFUSED = Code(
-    "GB302",
-    "the kernel refuses the NVIDIA module",
-    (
-        "Secure Boot is on and the module is not signed with a key the firmware knows.",
-        "The card could not be initialised; the kernel's NVRM lines say why.",
-    ),
-    ("journalctl -k -g NVRM", "mokutil --sb-state", "lspci -nnk -d 10de:"),
-)
 NO_ANSWER = Code(
     "GB303",
     "the driver's libraries do not answer as they should",
@@ -58,37 +49,48 @@ NO_ANSWER = Code(
     ("nvidia-smi", "journalctl -k -g 'NVRM|Xid'", "gpuboot explain GB302"),
 )
 
+MISMATCH = Code(
+    "GB304",
+    "the driver's libraries and its loaded module are of different versions",
+    (
+        "An upgrade has replaced the files of a driver that is loaded; a reboot loads the new one.",
+        "Only some of the driver's packages were upgraded: they must all be of one version.",
+    ),
+    ("cat /sys/module/nvidia/version", "dpkg -l '*nvidia*' '*cuda1'", "gpuboot run"),
+)
+FOREIGN_DRIVER = Code(
+    "GB305",
+    "a GPU is held by a driver that somebody has chosen for it",
+    (
+        "vfio-pci keeps the card for a virtual machine.",
+        "It is bound by driverctl, by an option of vfio-pci or on the kernel's command line.",
+    ),
+    ("lspci -nnk -d 10de:", "grep -rs vfio /etc/modprobe.d /etc/driverctl.d /proc/cmdline"),
+)
+
 MODPROBE = "/etc/modprobe.d/gpuboot.conf"
-MODULES_LOAD = "/etc/modules-load.d/gpuboot.conf"
-# nova_core is nouveau's successor and takes Turing cards on new kernels. The GSP firmware is
-# off because it times out on this family (facts: EKS does the same for the T4); only the
-# proprietary module can do without it. Debian's name for the module is nvidia-current.
-MODPROBE_TEXT = """\
-# Written by gpuboot. Keeps nouveau and its successor away from the GPU, and runs the T4
-# without the GSP firmware, which times out on this family.
+# Drivers that take the card by themselves, with their modules in the order of unloading.
+# nova_core is nouveau's successor and takes Turing cards on new kernels; its driver's own name is
+# NovaCore (facts: nvidia 1.4).
+RIVALS: Mapping[str, tuple[str, ...]] = {
+    "nouveau": ("nouveau",),
+    "nova_core": ("nova_drm", "nova_core"),
+    "NovaCore": ("nova_drm", "nova_core"),
+}
+BLACKLIST = """\
+# Written by gpuboot. Keeps nouveau and its successor away from the GPU.
 blacklist nouveau
 blacklist nova_core
 blacklist nova_drm
 options nouveau modeset=0
+"""
+# The GSP firmware is off because it times out on the T4's family (facts: EKS does the same); only
+# the proprietary module can do without it. Debian's name for the module is nvidia-current.
+WITHOUT_GSP = """\
+# Runs the card without the GSP firmware, which times out on the T4's family.
 options nvidia NVreg_EnableGpuFirmware=0
 options nvidia-current NVreg_EnableGpuFirmware=0
 """
-MODULES_LOAD_TEXT = """\
-# Written by gpuboot: the NVIDIA driver is loaded at every boot.
-nvidia
-nvidia-uvm
-"""
-# Loading nvidia-uvm makes no /dev/nvidia-uvm, and without that CUDA fails in every container of a
-# boot in which gpuboot does not walk.
-DEVICES = "/etc/systemd/system/systemd-modules-load.service.d/gpuboot.conf"
-DEVICES_TEXT = """\
-# Written by gpuboot: CUDA's device file is there at every boot, as soon as the modules are loaded.
-[Service]
-ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
-"""
-BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
-RIVALS = ("nouveau", "nova_core")
-STACK = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")  # in the order of unloading
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class GpuPresent:
                 raise GpubootError(
                     GPU_UNUSABLE, f"GPU {gpu.slot}: memory region {places} has no address"
                 )
+        if held := foreign(gpus):
+            return held
         listing = ", ".join(f"{gpu.model} at {gpu.slot}" for gpu in gpus)
         if self.model != "any" and not all(self._wanted(gpu) for gpu in gpus):
             return Waiting(f"wanted is {self.model}, found {listing}", OTHER_GPU)
@@ -128,6 +132,20 @@ class GpuPresent:
         return self.model.lower() == gpu.id or self.model.lower() in gpu.model.lower()
 
 
+def foreign(gpus: Sequence[pci.Gpu]) -> Waiting | None:
+    """What is waited for where a driver holds a GPU that does not take one by itself.
+
+    Somebody has bound it there, and it is not ours to unbind.
+    """
+    for gpu in gpus:
+        if gpu.driver and gpu.driver != "nvidia" and gpu.driver not in RIVALS:
+            return Waiting(
+                f"{gpu.driver} holds {gpu.slot}", FOREIGN_DRIVER,
+                f"unbind it from {gpu.driver}, as with: driverctl unset-override {gpu.slot}",
+            )  # fmt: skip
+    return None
+
+
 @dataclass(frozen=True)
 class NouveauBlocked:
     """nouveau is kept from loading, and the NVIDIA module has its parameters."""
@@ -135,112 +153,22 @@ class NouveauBlocked:
     name: ClassVar[str] = "nouveau-blocked"
     disruptive: ClassVar[bool] = True
 
+    kernel_module_type: str = "proprietary"
+
+    @property
+    def _text(self) -> str:
+        return BLACKLIST + (WITHOUT_GSP if self.kernel_module_type == "proprietary" else "")
+
     def check(self, host: Host) -> Finding:
-        if host.read(MODPROBE) != MODPROBE_TEXT:
+        if host.read(MODPROBE) != self._text:
             return Pending(f"{MODPROBE} is not written")
         return Ok(f"{MODPROBE} keeps nouveau out")
 
     def apply(self, host: Host) -> None:
-        host.write(MODPROBE, MODPROBE_TEXT)
+        host.write(MODPROBE, self._text)
 
     def writes(self, host: Host) -> Mapping[str, str]:
-        return {MODPROBE: MODPROBE_TEXT}
-
-
-@dataclass(frozen=True)
-class DriverLoaded:
-    """The built module is loaded, holds every GPU, and its device files are there."""
-
-    name: ClassVar[str] = "driver-loaded"
-    disruptive: ClassVar[bool] = True
-
-    def check(self, host: Host) -> Finding:
-        loaded = kernel.loaded_version(host, "nvidia")
-        built = kernel.nvidia_module(host, kernel.running(host))
-        for gpu in pci.gpus(host):
-            if gpu.driver and gpu.driver != "nvidia":
-                return Pending(f"{gpu.driver} holds {gpu.slot}")
-        if loaded is None:
-            return Pending("the nvidia module is not loaded")
-        if built and built.version != loaded:
-            return Pending(f"nvidia {loaded} is loaded, {built.version} is installed")
-        for name, text in BOOT_FILES.items():
-            if host.read(name) != text:
-                return Pending(f"{name} is not written")
-        if missing := _missing_devices(host):
-            return Pending(f"{', '.join(missing)} missing")
-        driver = {"version": loaded, "kernel_module_type": _module_type(host)}
-        return Ok(f"nvidia {loaded} holds every GPU", shows={"driver": driver})
-
-    def writes(self, host: Host) -> Mapping[str, str]:
-        return BOOT_FILES
-
-    def apply(self, host: Host) -> Reboot | None:
-        for name, text in BOOT_FILES.items():
-            host.write(name, text)
-        if reboot := _make_way(host) or _load(host):
-            _renew_initramfs(host)
-            return reboot
-        # With -u the numbers are UVM's devices, without it the cards'; 255 is nvidiactl.
-        minors = ["255", *map(str, range(len(pci.gpus(host))))]
-        host.must(["nvidia-modprobe", *(word for minor in minors for word in ("-c", minor))])
-        host.must(["nvidia-modprobe", "-u", "-c", "0"])
-        systemd.start(host, "nvidia-persistenced.service")
-        return None
-
-
-def _missing_devices(host: Host) -> list[str]:
-    wanted = ["/dev/nvidiactl", "/dev/nvidia-uvm"]
-    wanted += [f"/dev/nvidia{minor}" for minor in range(len(pci.gpus(host)))]
-    return [name for name in wanted if not host.exists(name)]
-
-
-def _module_type(host: Host) -> str:
-    text = host.read("/proc/driver/nvidia/version") or ""
-    return "open" if "Open Kernel Module" in text else "proprietary"
-
-
-def _make_way(host: Host) -> Reboot | None:
-    """Unload what stands in the way of the built module; a Reboot if it cannot be unloaded."""
-    for rival in RIVALS:
-        if kernel.loaded(host, rival):
-            held = [gpu.slot for gpu in pci.gpus(host) if gpu.driver == rival]
-            result = host.run(["modprobe", "-r", rival])
-            if result.code != 0 and held:
-                return Reboot(f"{rival} holds {', '.join(held)}")
-    loaded = kernel.loaded_version(host, "nvidia")
-    built = kernel.nvidia_module(host, kernel.running(host))
-    if loaded and built and loaded != built.version:
-        systemd.stop(host, "nvidia-persistenced.service")
-        present = [module for module in STACK if kernel.loaded(host, module)]
-        if host.run(["modprobe", "-r", *present]).code != 0:
-            return Reboot(f"nvidia {loaded} is in use, {built.version} is installed")
-    return None
-
-
-def _load(host: Host) -> Reboot | None:
-    """Load nvidia and nvidia-uvm; a Reboot if another driver took the card. Raises GB302."""
-    for module in ("nvidia", "nvidia-uvm"):
-        result = host.run(["modprobe", module], timeout=120)
-        if result.code != 0:
-            for gpu in pci.gpus(host):
-                if gpu.driver in RIVALS:
-                    return Reboot(f"{gpu.driver} holds {gpu.slot}")
-            said = "\n".join([result.said, kernel.messages(host, "NVRM")]).strip()
-            raise GpubootError(
-                MODULE_REFUSED, f"modprobe {module}: {_first_line(result.said)}", evidence=said
-            )
-    return None
-
-
-def _renew_initramfs(host: Host) -> None:
-    """Put the blacklist into the initramfs, which may hold nouveau, before we reboot."""
-    if host.exists("/usr/sbin/update-initramfs"):
-        host.must(["update-initramfs", "-u"], timeout=1800, patient=True)
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+        return {MODPROBE: self._text}
 
 
 @dataclass(frozen=True)
@@ -251,6 +179,8 @@ class GpusAnswer:
     disruptive: ClassVar[bool] = False
 
     def check(self, host: Host) -> Finding:
+        if differing := mismatch(host):
+            raise differing
         slots = [gpu.slot for gpu in pci.gpus(host)]
         seen = _probe(host, "nvml")
         found = sorted(gpu["pci"] for gpu in seen["gpus"])
@@ -272,6 +202,27 @@ class GpusAnswer:
         """Never called: the check answers or raises."""
 
 
+def mismatch(host: Host, said: str = "") -> GpubootError | None:
+    """The error for libraries of another version than the loaded module's; None if they agree.
+
+    NVML is not asked: its file's name tells. Where NVML has `said` so itself, that is believed.
+    """
+    library, loaded = nvml.library(host), kernel.loaded_version(host, "nvidia")
+    if not said and (library is None or loaded is None or library == loaded):
+        return None
+    built = kernel.nvidia_module(host, kernel.running(host))
+    hint = "drain the node, then reboot: the next boot loads what is installed"
+    if library and built and built.version != library:
+        hint = "bring the driver's packages to one version (dpkg -l '*nvidia*'), then: gpuboot run"
+    return GpubootError(
+        MISMATCH,
+        f"the driver's libraries are {library or 'unknown'}, its loaded module is {loaded}",
+        hint=hint,
+        evidence="\n".join(filter(None, [said, kernel.messages(host, "API mismatch")])),
+        retry=True,  # the rest of an upgrade may be on its way
+    )
+
+
 def _disagreement(who: str, found: list[str], slots: list[str]) -> GpubootError:
     return GpubootError(
         NO_ANSWER,
@@ -289,6 +240,8 @@ def _probe(host: Host, library: str) -> dict[str, Any]:
         answer = json.loads(result.out)
     except ValueError:
         answer = {"error": result.said or f"the probe ended with status {result.code}"}
+    if answer.get("value") == nvml.VERSION_MISMATCH and (error := mismatch(host, answer["error"])):
+        raise error
     if "error" in answer:
         raise GpubootError(
             NO_ANSWER,

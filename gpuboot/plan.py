@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 from gpuboot import labels, packages, rancher, settings, sources, web
 from gpuboot.dkms import DriverBuilt
+from gpuboot.driver import DriverLoaded
 from gpuboot.dropin import Rke2Config
 from gpuboot.identity import NodePassword
 from gpuboot.images import ImagesPlaced
 from gpuboot.kubernetes import NodeJoined
-from gpuboot.nvidia import DriverLoaded, GpuPresent, GpusAnswer, NouveauBlocked
+from gpuboot.nvidia import GpuPresent, GpusAnswer, NouveauBlocked
 from gpuboot.packages import Packages
 from gpuboot.preflight import Preflight
 from gpuboot.proxy import AgentProxy

@@ -28,9 +28,14 @@ class Ok:
 
 @dataclass(frozen=True)
 class Pending:
-    """There is something to do, and `apply` does it."""
+    """There is something to do, and `apply` does it.
+
+    `code` and `hint` explain it on a live node, where it is not done, if it has a name.
+    """
 
     reason: str
+    code: Code | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,13 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Reboot:
-    """Only a reboot helps. The reason must read the same when the same trouble comes again."""
+    """Only a reboot helps. The reason must read the same when the same trouble comes again.
+
+    What is true of this boot alone, such as a process's number, is evidence.
+    """
 
     reason: str
+    evidence: str = ""
 
 
 Finding = Ok | Pending | Waiting | Reboot

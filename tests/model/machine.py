@@ -37,7 +37,7 @@ BUILT = f"{DKMS}/{DRIVER}/{KERNEL}/x86_64/module/nvidia-current.ko"
 BASE = {"gpg", "pciutils", "kmod"}
 # What may take the GPU, or the node, from a running workload (DESIGN §7).
 DISRUPTIVE = re.compile(
-    r"apt-get .*install|dpkg .*--configure|modprobe|nvidia-modprobe|update-initramfs"
+    r"apt-get .*install|dpkg .*--configure|modprobe|rmmod|nvidia-modprobe|update-initramfs"
     r"|systemctl (?:reboot|daemon-reload|(?:stop|restart) (?!nvidia-cdi-refresh))"
 )
 
@@ -318,17 +318,17 @@ class Machine:
         return Result(0, f"{KERNEL} SMP\n" if argv[1] == "vermagic" else f"{DRIVER}\n")
 
     def _modprobe(self, argv: list[str]) -> Result:
-        if argv[0] == "-r":
-            for name in argv[1:]:
-                if name == "nouveau" and self.text("/sys/module/nouveau/refcnt") == "1":
-                    return Result(1, err="modprobe: FATAL: Module nouveau is in use.")
-                shutil.rmtree(self.path(f"/sys/module/{name}"), ignore_errors=True)
-            return Result(0)
         if self.text(MODULE) != "built":
             return Result(1, err=f"modprobe: FATAL: Module {argv[0]} not found")
         if self._nouveau_holds():
             return Result(1, err=f"modprobe: ERROR: could not insert '{argv[0]}': No such device")
         self.put(f"/sys/module/{argv[0].replace('-', '_')}/version", DRIVER + "\n")
+        return Result(0)
+
+    def _rmmod(self, argv: list[str]) -> Result:
+        if self.text(f"/sys/module/{argv[0]}/refcnt") == "1":
+            return Result(1, err=f"rmmod: ERROR: Module {argv[0]} is in use")
+        shutil.rmtree(self.path(f"/sys/module/{argv[0]}"), ignore_errors=True)
         return Result(0)
 
     def _nvidia_modprobe(self, argv: list[str]) -> Result:
@@ -344,6 +344,12 @@ class Machine:
         listed = re.findall(r"^blacklist (\w+)", self.text("/etc/modprobe.d/gpuboot.conf"), re.M)
         self.save("initramfs", listed)
         return Result(0)
+
+    def _lsinitramfs(self, _: list[str]) -> Result:
+        """It has nouveau, and all of modprobe.d as it was when it was made."""
+        blocked = "nouveau" in self.load("initramfs")
+        names = ["usr/lib/modules/nouveau.ko", "etc/modprobe.d/gpuboot.conf"]
+        return Result(0, "\n".join(names[: 1 + blocked]))
 
     def _probe(self, library: str) -> Result:
         if not self.gpu or not self.path("/dev/nvidia0").exists():

@@ -31,7 +31,15 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "@PERSISTENCED@": "550.163.01-1", "@SUPPORT@": "20240109+1",
     },
 }  # fmt: skip
-TOOLKIT = "1.20.0"
+# What an archive brings later: the driver alone is newer.
+LATER: Mapping[str, Mapping[str, str]] = {
+    "bookworm": {
+        "@VERSION@": "535.320.02", "@DEBIAN@": "535.320.02-0+deb12u1",
+        "@MODPROBE@": "535.320.02-0+deb12u1",
+    },
+    "trixie": {"@VERSION@": "550.170.04", "@DEBIAN@": "550.170.04-1"},
+}  # fmt: skip
+TOOLKITS = ("1.19.1", "1.20.0")  # the toolkit's repository keeps older versions
 SCRIPTS = frozenset({"preinst", "postinst", "prerm", "postrm"})
 CONTROL_FILES = frozenset({"control", "conffiles", "triggers"}) | SCRIPTS
 MAINTAINER = "gpuboot rehearsal <rehearsal@archive.lab>"
@@ -69,23 +77,40 @@ def _gpg(folder: Path, *words: str) -> None:
 
 def build_standins(out: Path, debian: str, kernel: Kernel) -> None:
     """Build every stand-in package of a Debian release into out/COMPONENT/ and out/toolkit/."""
-    words = {
-        **WORDS[debian], "@TOOLKIT@": f"{TOOLKIT}-1", "@KERNEL@": kernel.release,
-        "@LINUX@": kernel.version,
-    }  # fmt: skip
+    words = {**WORDS[debian], "@KERNEL@": kernel.release, "@LINUX@": kernel.version}
     for component in sorted(path for path in PACKAGES.iterdir() if path.is_dir()):
-        folder = out / component.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for package in sorted(path for path in component.iterdir() if path.is_dir()):
-            with tempfile.TemporaryDirectory() as scratch:
-                tree = Path(scratch) / "tree"
-                _lay_out(package, tree, words)
-                _compile(package, tree, words["@VERSION@"])
-                _pack(tree, folder)
-        for line in _lines(component / "empty"):
-            with tempfile.TemporaryDirectory() as scratch:
-                _pack(_empty(Path(scratch) / "tree", _fill(line, words)), folder)
+        for toolkit in TOOLKITS if component.name == "toolkit" else TOOLKITS[-1:]:
+            versions = {"@TOOLKIT@": f"{toolkit}-1", "@TOOLKIT_VERSION@": toolkit}
+            _build(component, out / component.name, {**words, **versions})
     _pack_pynvml(out / "contrib")
+
+
+def build_later(out: Path, debian: str, standins: Path) -> None:
+    """The stand-ins in `standins`, hard links, but for the driver, which is newer."""
+    shutil.copytree(standins, out, copy_function=os.link)
+    words = {**WORDS[debian], **LATER[debian]}
+    for component in ("contrib", "non-free", "non-free-firmware"):
+        with tempfile.TemporaryDirectory() as scratch:
+            fresh = Path(scratch)
+            _build(PACKAGES / component, fresh, words)
+            for deb in fresh.glob(f"*_{LATER[debian]['@VERSION@']}*.deb"):
+                for older in (out / component).glob(f"{deb.name.split('_')[0]}_*.deb"):
+                    older.unlink()
+                shutil.copy(deb, out / component)
+
+
+def _build(component: Path, folder: Path, words: Mapping[str, str]) -> None:
+    """Every stand-in package of a component."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in sorted(path for path in component.iterdir() if path.is_dir()):
+        with tempfile.TemporaryDirectory() as scratch:
+            tree = Path(scratch) / "tree"
+            _lay_out(package, tree, words)
+            _compile(package, tree, words)
+            _pack(tree, folder)
+    for line in _lines(component / "empty"):
+        with tempfile.TemporaryDirectory() as scratch:
+            _pack(_empty(Path(scratch) / "tree", _fill(line, words)), folder)
 
 
 def _lines(path: Path) -> list[str]:
@@ -124,15 +149,16 @@ def _complete(control: str) -> str:
     return control.replace("Description:", f"{common}Description:", 1) + note
 
 
-def _compile(package: Path, tree: Path, version: str) -> None:
+def _compile(package: Path, tree: Path, words: Mapping[str, str]) -> None:
     """What a package holds beside texts: the C libraries, and the setuid nvidia-modprobe."""
+    version = words["@VERSION@"]
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     if package.name in ("libnvidia-ml1", "libcuda1"):
         _library(libraries / "nvidia/current", f"{package.name[:-1]}.so", version)
     elif package.name == "libnvidia-cfg1":
         _blank(libraries / "nvidia/current", "libnvidia-cfg.so", version)
     elif package.name == "libnvidia-container1":
-        _blank(libraries, "libnvidia-container.so", TOOLKIT)
+        _blank(libraries, "libnvidia-container.so", words["@TOOLKIT_VERSION@"])
     for source in sorted(package.glob("*.c")):
         program = tree / "usr/bin" / source.stem
         program.parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@ class Cluster:
         self._ended.set()
 
     def _start_downloads(self, archive: Path, releases: Path, ports: Mapping[str, int]) -> None:
-        self._listen("archive", ports, files.plain(archive, releases))
+        self._listen("archive", ports, files.plain(archive, releases, self._faults))
         self._listen("releases", ports, files.releases(releases), "web")
 
     def _start_cluster(self, ports: Mapping[str, int]) -> None:

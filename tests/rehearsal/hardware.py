@@ -15,7 +15,7 @@ PROGRAMS = "usr/lib/lab"
 # The program that is put aside, and what is put in its place. The names are those that dpkg has
 # registered in Debian 12; Debian 13 registers them below /usr.
 DIVERTED = {"bin/uname": "uname", "sbin/modprobe": "modprobe.py", "bin/lsmod": "lsmod.py",
-            "sbin/lsmod": "lsmod.py", "bin/dmesg": "dmesg.py",
+            "sbin/lsmod": "lsmod.py", "sbin/rmmod": "rmmod.py", "bin/dmesg": "dmesg.py",
             "usr/sbin/update-initramfs": "update_initramfs.py"}  # fmt: skip
 
 Fault = Literal["", "bar-unset", "init-fails", "lost"]
@@ -68,7 +68,7 @@ def install_programs(tree: Path) -> None:
         _divert(tree, original, replacement)
     _build_clock(programs / "libclock.so")
     units = tree / "usr/lib/systemd/system"
-    for name in ("lab-kmsg.service", "lab-hardware.service"):
+    for name in ("lab-kmsg.service", "lab-hardware.service", "lab-display.service"):
         _write(units / name, (STANDINS / "hardware" / name).read_text())
         wants = units / "sysinit.target.wants" / name
         wants.parent.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,10 @@ def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
 
 
 def _archive(debian: str, kernel: Kernel) -> Path:
-    """What http://archive.lab/ serves: the signed suite and the toolkit's flat repository."""
+    """What http://archive.lab/ serves: the signed suite, the toolkit's flat repository.
+
+    And the suite again, as it is when a newer driver has come.
+    """
     inputs = [_here("archive.py"), _here("hardware.py"), _here("standins")]
     debs = _debs(debian)
     folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *kernel])}"
@@ -166,12 +169,15 @@ def _archive(debian: str, kernel: Kernel) -> Path:
         pools = partial / "pools"
         archive.build_standins(pools, debian, kernel)
         _merge(debs, pools)
+        archive.build_later(partial / "later-pools", debian, pools)
         key = archive.signing_key(KEYS)
-        suite = {path.name: path for path in sorted(pools.iterdir()) if path.name != "toolkit"}
-        archive.publish_suite(partial / "debian", debian, suite, KEYS)
+        for name, source in (("debian", pools), ("later", partial / "later-pools")):
+            suite = {path.name: path for path in sorted(source.iterdir()) if path.name != "toolkit"}
+            archive.publish_suite(partial / name, debian, suite, KEYS)
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
         shutil.rmtree(pools)
+        shutil.rmtree(partial / "later-pools")
         partial.rename(folder)
     _prune(folder)
     return folder

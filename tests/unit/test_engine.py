@@ -16,6 +16,7 @@ from gpuboot.step import Finding, Ok, Pending, Reboot, Step, Waiting
 from tests.unit.node import Node
 
 TROUBLE = Code("GB999", "trouble", ("Something.",), ("type this", "or that"))
+OTHER = Code("GB998", "other", (), ("type that",))
 DRAIN = "drain the node, then reboot: the next boot converges"
 
 
@@ -214,6 +215,31 @@ def test_on_a_live_node_nothing_in_prepare_stops_the_walk(
     found = road.walk([Gentle([trouble])], [last])
     assert (found.state, found.drift) == ("degraded", ("gentle: it broke",))
     assert road.news[-1] == ("gentle", "ok", "seen")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [Pending("it differs", TROUBLE), GpubootError(TROUBLE, "it differs"), Waiting("w", TROUBLE)],
+    ids=["pending", "error", "waiting"],
+)
+def test_a_difference_on_a_live_node_keeps_its_name_and_is_mended_by_a_drain(
+    road: Road, trouble: Finding | GpubootError
+) -> None:
+    road.live = True
+    later = Rough([Pending("later", OTHER)])
+    found = road.walk([Rough([trouble]), later])
+    assert (found.state, found.code, found.hint) == ("degraded", "GB999", DRAIN)
+
+
+def test_a_difference_on_a_live_node_may_have_a_hint_of_its_own(road: Road) -> None:
+    road.live = True
+    found = road.walk([Rough([Pending("it differs", TROUBLE, "do that")])])
+    assert (found.code, found.hint) == ("GB999", "do that")
+
+
+def test_what_a_reboot_is_asked_for_with_is_kept_as_its_evidence(road: Road) -> None:
+    found = road.walk([Gentle([Reboot("held", "by pid 812")])])
+    assert (found.reason, found.evidence) == ("held", "by pid 812")
 
 
 def test_on_a_live_node_a_disruptive_step_of_joining_is_drift_too(road: Road) -> None:

@@ -1,4 +1,4 @@
-"""The card and its driver: present, not held by another, loaded, and answering."""
+"""The card: present, not held by another driver, and answering."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from collections.abc import Mapping
 import pytest
 
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
-from gpuboot.nvidia import DriverLoaded, GpuPresent, GpusAnswer, NouveauBlocked
-from gpuboot.step import Ok, Pending, Reboot, Waiting
-from tests.unit.node import KERNEL, SLOT, Node, code, reason, settled
+from gpuboot.host import Result
+from gpuboot.nvidia import GpuPresent, GpusAnswer, NouveauBlocked
+from gpuboot.step import Ok, Pending, Waiting
+from tests.unit.modules import Modules
+from tests.unit.node import SLOT, Node, code, reason, settled
 
 TWO = "0000:1b:00.0"
 DRIVER = "535.309.01"
 PYTHON = sys.executable
 
 
-def raised(node: Node, step: GpuPresent | GpusAnswer | DriverLoaded) -> GpubootError:
+def raised(node: Node, step: GpuPresent | GpusAnswer) -> GpubootError:
     with pytest.raises(GpubootError) as caught:
         step.check(node.host)
     return caught.value
@@ -58,6 +59,22 @@ def test_another_card_than_the_wanted_is_waited_for(
     assert code(found).id == id_
 
 
+def test_a_card_that_somebody_has_given_away_is_waited_for(node: Node) -> None:
+    node.bus((SLOT, "nouveau"), (TWO, "vfio-pci"))
+    found = GpuPresent(None, "any").check(node.host)
+    assert reason(found, Waiting) == f"vfio-pci holds {TWO}"
+    assert code(found).id == "GB305"
+    assert isinstance(found, Waiting)
+    assert found.hint
+    assert TWO in found.hint
+
+
+@pytest.mark.parametrize("driver", ["", "nvidia", "nouveau", "nova_core", "NovaCore"])
+def test_drivers_that_come_by_themselves_are_nobodys_choice(node: Node, driver: str) -> None:
+    node.bus((SLOT, driver))
+    assert reason(GpuPresent(None, "any").check(node.host), Ok)
+
+
 def test_a_card_that_does_not_answer_is_told(node: Node) -> None:
     node.bus((SLOT, ""))
     node.answers["lspci"] = str(node.answers["lspci"]).replace("a1", "ff")
@@ -87,176 +104,28 @@ def test_nouveau_is_blocked_by_a_file(node: Node) -> None:
     assert reason(settled(node, NouveauBlocked()), Ok)
 
 
-# -- loaded
-
-
-class Modules:
-    """The kernel's modules on a node with one T4: which are loaded, which let go."""
-
-    def __init__(self, node: Node, *loaded: str, busy: tuple[str, ...] = ()) -> None:
-        self.node = node
-        self.busy = busy
-        self.refuses: Result | None = None
-        for name in loaded:
-            self.load(name)
-        node.put("/proc/sys/kernel/osrelease", KERNEL)
-        node.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko")
-        node.answers |= {
-            "lspci": self.lspci, "modprobe": self.modprobe, "modinfo": self.modinfo,
-            "nvidia-modprobe": self.nodes, "systemctl": "", "journalctl": "NVRM: a line\n",
-        }  # fmt: skip
-
-    def load(self, name: str, version: str = DRIVER) -> None:
-        self.node.put(f"/sys/module/{name.replace('-', '_')}/version", version + "\n")
-
-    def loaded(self, name: str) -> bool:
-        return self.node.host.exists(f"/sys/module/{name}/version")
-
-    def lspci(self, _: Command) -> Result:
-        rivals = [name for name in ("nouveau", "nova_core", "vfio-pci") if self.loaded(name)]
-        driver = (rivals or ["nvidia" if self.loaded("nvidia") else ""])[0]
-        self.node.bus((SLOT, driver))
-        text = self.node.answers["lspci"]
-        self.node.answers["lspci"] = self.lspci
-        assert isinstance(text, str)
-        return Result(0, text)
-
-    def modprobe(self, command: Command) -> Result:
-        names = list(command.argv[1:])
-        if names[0] != "-r":
-            if self.refuses:
-                return self.refuses
-            self.load(names[0])
-            return Result(0)
-        if set(names) & set(self.busy):
-            return Result(1, err=f"modprobe: FATAL: Module {names[-1]} is in use.")
-        for name in names[1:]:
-            folder = f"/sys/module/{name}"
-            self.node.host.remove(f"{folder}/version")
-            self.node.host.path(folder).rmdir()
-        return Result(0)
-
-    def modinfo(self, command: Command) -> Result:
-        return Result(0, f"{KERNEL} SMP\n" if command.argv[2] == "vermagic" else f"{DRIVER}\n")
-
-    def nodes(self, command: Command) -> Result:
-        names = {"255": "nvidiactl", "0": "nvidia-uvm" if "-u" in command.argv else "nvidia0"}
-        for word in command.argv:
-            if word in names:
-                self.node.put(f"/dev/{names[word]}")
-        return Result(0)
-
-
 @pytest.mark.parametrize(
-    ("loaded", "said"),
+    ("step", "off"),
     [
-        ([], "the nvidia module is not loaded"),
-        (["nouveau"], f"nouveau holds {SLOT}"),
-        (["nova_core"], f"nova_core holds {SLOT}"),
-        (["nvidia", "nvidia_uvm"], "/etc/modules-load.d/gpuboot.conf is not written"),
+        (NouveauBlocked(), True),
+        (NouveauBlocked("proprietary"), True),
+        (NouveauBlocked("open"), False),
     ],
 )
-def test_the_driver_is_loaded_without_a_reboot(node: Node, loaded: list[str], said: str) -> None:
-    modules = Modules(node, *loaded)
-    assert reason(DriverLoaded().check(node.host), Pending) == said
-    found = settled(node, DriverLoaded())
-    assert isinstance(found, Ok), found
-    assert found.shows == {"driver": {"version": DRIVER, "kernel_module_type": "proprietary"}}
-    assert modules.loaded("nvidia_uvm")
-    assert (node.text("/etc/modules-load.d/gpuboot.conf") or "").endswith("nvidia\nnvidia-uvm\n")
-    drop_in = "/etc/systemd/system/systemd-modules-load.service.d/gpuboot.conf"
-    assert "ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0" in (node.text(drop_in) or "")
-
-
-@pytest.mark.parametrize("rival", ["nouveau", "nova_core"])
-def test_a_busy_rival_needs_a_reboot_and_a_new_initramfs(node: Node, rival: str) -> None:
-    Modules(node, rival, busy=(rival,))
-    node.put("/usr/sbin/update-initramfs")
-    node.answers["update-initramfs"] = ""
-    assert DriverLoaded().apply(node.host) == Reboot(f"{rival} holds {SLOT}")
-    assert node.ran[-1] == "update-initramfs -u"
-    assert "modprobe nvidia" not in node.ran
-
-
-def test_without_an_initramfs_tool_a_reboot_is_asked_for_all_the_same(node: Node) -> None:
-    Modules(node, "nouveau", busy=("nouveau",))
-    assert isinstance(DriverLoaded().apply(node.host), Reboot)
-
-
-def test_nouveau_that_holds_no_card_and_stays_is_no_obstacle(node: Node) -> None:
-    modules = Modules(node, "nouveau", busy=("nouveau",))
-    node.answers["lspci"] = modules.lspci
-
-    def elsewhere(_: Command) -> Result:
-        node.bus((SLOT, "nvidia" if modules.loaded("nvidia") else ""))
-        text, node.answers["lspci"] = str(node.answers["lspci"]), elsewhere
-        return Result(0, text)
-
-    node.answers["lspci"] = elsewhere
-    assert isinstance(settled(node, DriverLoaded()), Ok)
-
-
-def test_an_older_loaded_driver_is_replaced_without_a_reboot(node: Node) -> None:
-    modules = Modules(node)
-    for name in ("nvidia", "nvidia_uvm", "nvidia_modeset"):
-        modules.load(name, "525.1")
-    assert reason(DriverLoaded().check(node.host), Pending) == (
-        f"nvidia 525.1 is loaded, {DRIVER} is installed"
-    )
-    assert isinstance(settled(node, DriverLoaded()), Ok)
-    assert "modprobe -r nvidia_uvm nvidia_modeset nvidia" in node.ran
-    assert "systemctl stop nvidia-persistenced.service" in node.ran
-
-
-def test_an_older_driver_in_use_needs_a_reboot(node: Node) -> None:
-    Modules(node, busy=("nvidia",)).load("nvidia", "525.1")
-    assert DriverLoaded().apply(node.host) == Reboot(
-        f"nvidia 525.1 is in use, {DRIVER} is installed"
-    )
-
-
-REFUSALS = [
-    "modprobe: ERROR: could not insert 'nvidia_current': Key was rejected by service",
-    "modprobe: ERROR: could not insert 'nvidia_current': No such device",
-]
-
-
-@pytest.mark.parametrize("said", REFUSALS)
-def test_a_module_the_kernel_refuses_is_final_and_told_with_the_kernels_lines(
-    node: Node, said: str
+def test_only_the_proprietary_module_can_do_without_the_gsp_firmware(
+    node: Node, step: NouveauBlocked, *, off: bool
 ) -> None:
-    Modules(node).refuses = Result(1, err=said + "\nmodprobe: more\n")
-    with pytest.raises(GpubootError) as caught:
-        DriverLoaded().apply(node.host)
-    error = caught.value
-    assert (error.code.id, error.retry) == ("GB302", False)
-    assert error.message == f"modprobe nvidia: {said}"
-    assert error.evidence.endswith("NVRM: a line")
+    settled(node, step)
+    text = node.text("/etc/modprobe.d/gpuboot.conf") or ""
+    assert ("options nvidia NVreg_EnableGpuFirmware=0" in text) is off
+    assert "blacklist nouveau" in text
+    assert step.writes(node.host) == {"/etc/modprobe.d/gpuboot.conf": text}
 
 
-@pytest.mark.parametrize("gone", ["nvidiactl", "nvidia0", "nvidia-uvm"])
-def test_a_missing_device_file_is_made_again(node: Node, gone: str) -> None:
-    Modules(node)
-    settled(node, DriverLoaded())
-    node.host.remove(f"/dev/{gone}")
-    assert reason(DriverLoaded().check(node.host), Pending) == f"/dev/{gone} missing"
-    assert isinstance(settled(node, DriverLoaded()), Ok)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May\n", "proprietary"),
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  555.42.06  Rel\n", "open"),
-    ],
-)
-def test_the_kind_of_module_is_what_the_driver_says(node: Node, text: str, kind: str) -> None:
-    Modules(node)
-    settled(node, DriverLoaded())
-    node.put("/proc/driver/nvidia/version", text)
-    found = DriverLoaded().check(node.host)
-    assert isinstance(found, Ok)
-    assert found.shows["driver"]["kernel_module_type"] == kind
+def test_the_options_follow_the_kind_of_module(node: Node) -> None:
+    settled(node, NouveauBlocked("proprietary"))
+    assert reason(NouveauBlocked("open").check(node.host), Pending)
+    assert reason(settled(node, NouveauBlocked("open")), Ok)
 
 
 # -- answering
@@ -290,10 +159,6 @@ def test_nvml_and_cuda_that_agree_with_the_bus_are_the_proof(node: Node) -> None
         (nvml(GPU, {**GPU, "pci": TWO}), {"count": 1}, f"NVML sees {SLOT}, {TWO}, the PCI", False),
         (nvml({**GPU, "pci": TWO}), {"count": 1}, f"NVML sees {TWO}, the PCI bus has", False),
         (nvml(GPU), {"count": 0}, "CUDA sees 0 GPUs, the PCI bus has 1", False),
-        (
-            {"error": "Driver/library version mismatch", "value": 18, "transient": False}, {},
-            "nvml: Driver/library version mismatch", False,
-        ),
         ({"error": "In use by another client", "value": 19, "transient": True}, {},
          "nvml: In use by another client", True),
         ({"error": "python3-pynvml is not installed"}, {}, "nvml: python3-pynvml is", False),
@@ -311,3 +176,59 @@ def test_a_disagreement_is_told(
     error = raised(node, GpusAnswer())
     assert error.message.startswith(message)
     assert (error.code.id, error.retry) == ("GB303", retry)
+
+
+# -- of one version
+
+FOLDER = "/usr/lib/x86_64-linux-gnu"
+
+
+def libraries(node: Node, version: str) -> None:
+    """As Debian's packages lay them: by way of an alternative."""
+    node.link(f"{FOLDER}/libnvidia-ml.so.1", "/etc/alternatives/nvidia--libnvidia-ml.so.1")
+    current = f"{FOLDER}/nvidia/current/libnvidia-ml.so"
+    node.link("/etc/alternatives/nvidia--libnvidia-ml.so.1", f"{current}.1")
+    node.link(f"{current}.1", f"libnvidia-ml.so.{version}")
+    node.put(f"{current}.{version}")
+
+
+def test_libraries_and_module_of_one_version_are_asked(node: Node) -> None:
+    node.bus((SLOT, "nvidia"))
+    node.put("/sys/module/nvidia/version", f"{DRIVER}\n")
+    libraries(node, DRIVER)
+    probes(node, nvml(GPU), {"count": 1})
+    assert reason(GpusAnswer().check(node.host), Ok)
+
+
+def test_libraries_of_another_version_are_told_with_both_and_not_asked(node: Node) -> None:
+    node.bus((SLOT, "nvidia"))
+    node.put("/sys/module/nvidia/version", f"{DRIVER}\n")
+    libraries(node, "550.163.01")
+    node.answers["journalctl"] = "NVRM: API mismatch: the client 'nvidia-smi' (pid 7) has\n"
+    error = raised(node, GpusAnswer())
+    assert error.message == (
+        f"the driver's libraries are 550.163.01, its loaded module is {DRIVER}"
+    )
+    assert (error.code.id, error.retry) == ("GB304", True)
+    assert "API mismatch" in error.evidence
+    assert "drain" in error.hint
+    assert not [line for line in node.ran if "gpuboot.nvml" in line]
+
+
+def test_libraries_that_no_module_on_the_disk_fits_are_no_matter_of_a_reboot(node: Node) -> None:
+    Modules(node, "nvidia")
+    libraries(node, "550.163.01")
+    error = raised(node, GpusAnswer())
+    assert error.code.id == "GB304"
+    assert error.hint.startswith("bring the driver's packages to one version")
+
+
+def test_a_mismatch_that_only_nvml_sees_is_the_same_trouble(node: Node) -> None:
+    node.bus((SLOT, "nvidia"))
+    node.put("/sys/module/nvidia/version", f"{DRIVER}\n")
+    said = "Driver/library version mismatch"
+    probes(node, {"error": said, "value": 18, "transient": False}, {})
+    error = raised(node, GpusAnswer())
+    assert error.code.id == "GB304"
+    assert error.message == f"the driver's libraries are unknown, its loaded module is {DRIVER}"
+    assert said in error.evidence

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from gpuboot import nvml
+from tests.unit.node import Node
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,28 @@ def test_on_a_machine_without_a_driver_the_probe_says_so(
     answer = json.loads(capsys.readouterr().out)
     assert status == (1 if "error" in answer else 0)
     assert set(answer) & {"error", "gpus", "count"}
+
+
+FOLDER = "/usr/lib/x86_64-linux-gnu"
+
+
+def test_the_librarys_version_is_that_of_the_file_behind_all_links(node: Node) -> None:
+    node.link(f"{FOLDER}/libnvidia-ml.so.1", "../../../etc/alternatives/nvidia--ml")
+    node.link("/etc/alternatives/nvidia--ml", f"{FOLDER}/nvidia/current/libnvidia-ml.so.1")
+    node.link(f"{FOLDER}/nvidia/current/libnvidia-ml.so.1", "libnvidia-ml.so.535.309.01")
+    assert nvml.library(node.host) == "535.309.01"
+
+
+def test_a_library_without_alternatives_is_found_too(node: Node) -> None:
+    node.link("/usr/lib64/libnvidia-ml.so.1", "libnvidia-ml.so.580.178.04")
+    assert nvml.library(node.host) == "580.178.04"
+
+
+@pytest.mark.parametrize("target", ["libnvidia-ml.so.1", "libnvidia-ml.so", "/nowhere", "a/../.."])
+def test_a_link_that_leads_nowhere_has_no_version(node: Node, target: str) -> None:
+    node.link(f"{FOLDER}/libnvidia-ml.so.1", target)
+    assert nvml.library(node.host) is None
+
+
+def test_without_the_library_there_is_no_version(node: Node) -> None:
+    assert nvml.library(node.host) is None

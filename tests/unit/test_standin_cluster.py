@@ -307,8 +307,27 @@ def test_a_mirror_is_reached_by_its_name_alone(
     (tmp_path / "releases" / VERSION / "file").write_text("x")
     request = Request("GET", path, headers={"host": host})
     assert files.releases(tmp_path / "releases")(request).status == status
-    plain = files.plain(tmp_path / "archive", tmp_path / "releases")(request).status
+    faults = Faults(tmp_path / "faults.json")
+    plain = files.plain(tmp_path / "archive", tmp_path / "releases", faults)(request).status
     assert plain == (status if host == "mirror.lab" else 404)
+
+
+def test_an_archive_that_has_got_something_newer_serves_it_in_the_same_place(
+    tmp_path: Path, faults: Faults
+) -> None:
+    for folder in ("debian", "later"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "Release").write_text(folder)
+    app = files.plain(tmp_path, tmp_path, faults)
+
+    def served(path: str) -> str:
+        part = app(Request("GET", path, headers={"host": "archive.lab"})).body
+        assert isinstance(part, Part)
+        return part.path.read_text()
+
+    assert served("/debian/Release") == "debian"
+    (tmp_path / "faults.json").write_text('{"moved": {"/debian/": "/later/"}}')
+    assert (served("/debian/Release"), served("/later/Release")) == ("later", "later")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ else:
     import lab_kernel as kernel
     import modprobe
 
-RECORD = Path("/var/lib/lab/initramfs-blacklist")
 SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 BARS = {0: (0xFD000000, 0x1000000, 0x40200), 1: (0xE0000000, 0x10000000, 0x14220C),
         3: (0xF0000000, 0x2000000, 0x14220C)}  # fmt: skip
@@ -105,7 +104,7 @@ def plug_all() -> None:
 
 
 def prepare() -> None:
-    for folder in (kernel.DEVICES, kernel.DRIVERS, kernel.PROC, kernel.OPEN,
+    for folder in (kernel.DEVICES, kernel.DRIVERS, kernel.PROC,
                    kernel.STATE / "faults", kernel.STATE / "persistence"):  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
     release = kernel.STATE / "osrelease"
@@ -148,7 +147,8 @@ def prepare_sys() -> None:
 def initramfs() -> None:
     """The pretended initramfs: it holds nouveau unless the blacklist went into it."""
     held = bool(kernel.settings().get("initramfs", True))
-    recorded = RECORD.read_text().split() if RECORD.exists() else []
+    record = kernel.blacklisted_at_start(kernel.release())
+    recorded = record.read_text().split() if record.exists() else []
     stuck = kernel.settings()["nouveau"] == "stuck"
     if held and kernel.gpus() and (stuck or "nouveau" not in recorded):
         modprobe.main(["-q", "nouveau"])

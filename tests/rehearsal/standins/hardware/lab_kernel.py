@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ DEVICES = STATE / "pci"  # bound over /sys/bus/pci/devices
 DRIVERS = STATE / "drivers"  # bound over /sys/bus/pci/drivers
 MODULES = Path("/sys/module")
 PROC = STATE / "proc-driver"  # bound over /proc/driver
-OPEN = STATE / "open"  # one file per process that holds the driver open, named by its pid
+DRM = Path("/dev/dri")
 LOG = STATE / "dmesg"
 KMSG = Path("/dev/kmsg")
 
@@ -78,6 +79,11 @@ def settings() -> dict[str, object]:
 
 def release() -> str:
     return str(settings()["kernel"])
+
+
+def blacklisted_at_start(release: str) -> Path:
+    """What is blacklisted in that kernel's pretended initramfs, one name a line."""
+    return Path(f"/var/lib/lab/initramfs-blacklist-{release}")
 
 
 def say(text: str, level: int = 4) -> None:
@@ -136,6 +142,7 @@ def bind(slot: str, driver: str) -> None:
 def unbind_all(driver: str) -> None:
     for slot in gpus():
         if driver_of(slot) == driver:
+            _undraw(slot)
             (DEVICES / slot / "driver").unlink()
             (DRIVERS / driver / slot).unlink(missing_ok=True)
 
@@ -157,18 +164,33 @@ def loaded(name: str) -> bool:
     return (MODULES / canonical(name)).is_dir()
 
 
-def references(name: str) -> int:
-    return int((MODULES / canonical(name) / "refcnt").read_text())
+def device_files(name: str) -> list[str]:
+    """Which device files are the module's: what has one open keeps the module in use."""
+    if name == "nvidia":
+        return ["/dev/nvidiactl", *(f"/dev/nvidia{minor}" for minor in range(len(gpus())))]
+    if name == "nvidia_uvm":
+        return ["/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
+    if name == "nouveau":
+        cards = [entry for slot in gpus() if driver_of(slot) == "nouveau"
+                 for entry in (DEVICES / slot / "drm").glob("*")]  # fmt: skip
+        return [str(DRM / entry.name) for entry in cards]
+    return []
+
+
+def opened(files: list[str]) -> int:
+    """How often these files are open. A pretended device cannot be opened: O_PATH is enough."""
+    count = 0
+    for entry in Path("/proc").glob("[0-9]*/fd/*") if files else ():
+        with suppress(OSError):
+            count += str(entry.readlink()) in files
+    return count
 
 
 def count_references(name: str) -> int:
-    """Holders plus, for nvidia, the processes that have its device open; kept in refcnt."""
+    """Its holders, and how often its devices are open; kept in refcnt."""
     folder = MODULES / canonical(name)
     users = len(list((folder / "holders").iterdir())) if (folder / "holders").is_dir() else 0
-    if name == "nvidia" and OPEN.is_dir():
-        users += sum(1 for entry in OPEN.iterdir() if Path("/proc", entry.name).exists())
-    if name == "nouveau" and settings()["nouveau"] in ("busy", "stuck"):
-        users += 1
+    users += opened(device_files(canonical(name)))
     (folder / "refcnt").write_text(f"{users}\n")
     return users
 
@@ -198,8 +220,24 @@ def insert_nouveau() -> None:
     for slot in gpus():
         if driver_of(slot) is None and fault(slot) != "bar-unset":
             bind(slot, "nouveau")
+            _draw(slot)
             say(f"nouveau {slot}: NVIDIA TU104 (164000a1)", 6)
     count_references("nouveau")
+
+
+def _draw(slot: str) -> None:
+    """The DRM devices of a card; udev, which a container has not, would make their files."""
+    DRM.mkdir(exist_ok=True)
+    number = len(list(DRM.glob("card*")))
+    for name, minor in ((f"card{number}", number), (f"renderD{128 + number}", 128 + number)):
+        (DEVICES / slot / "drm" / name).mkdir(parents=True)
+        os.mknod(DRM / name, 0o600 | stat.S_IFCHR, os.makedev(226, minor))
+
+
+def _undraw(slot: str) -> None:
+    for entry in (DEVICES / slot / "drm").glob("*"):
+        (DRM / entry.name).unlink(missing_ok=True)
+    _erase(DEVICES / slot / "drm")
 
 
 def insert(module: Module) -> None:

@@ -25,7 +25,7 @@ def main() -> int:
         if not (folder / "initstate").exists():
             continue
         holders = ",".join(sorted(entry.name for entry in (folder / "holders").iterdir()))
-        count = kernel.references(folder.name)
+        count = kernel.count_references(folder.name)
         size = SIZES.get(folder.name, 16384)
         sys.stdout.write(f"{folder.name:<19} {size:>8}  {count} {holders}".rstrip() + "\n")
     return 0

@@ -3,15 +3,19 @@
 
 Stands in for initramfs-tools' own, which takes a minute and whose image no container boots from.
 What matters of an initramfs here is which blacklist went into it (facts/nvidia.md 3.3): that is
-written down for the next boot, and the image file is made anew. Called by a package's script it
-defers to the trigger, as the real one does.
+written down for the next boot. The image is a real archive, for the real lsinitramfs to read, of
+modprobe's settings and, where the machine's has it, nouveau. Called by a package's script it defers
+to the trigger, as the real one does.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 TYPE_CHECKING = False
@@ -21,7 +25,8 @@ else:
     import lab_kernel as kernel
 
 REAL_MODPROBE = "/usr/lib/lab/real/modprobe"
-RECORD = Path("/var/lib/lab/initramfs-blacklist")
+RUNS = Path("/var/lib/lab/initramfs-runs")  # one line for each image that was made
+NOUVEAU = "usr/lib/modules/{}/kernel/drivers/gpu/drm/nouveau/nouveau.ko"
 
 
 def deferred() -> bool:
@@ -41,22 +46,47 @@ def generate(release: str) -> None:
         [REAL_MODPROBE, "--showconfig"], capture_output=True, text=True, check=True
     ).stdout
     names = [line.split()[1] for line in configuration.splitlines() if line[:10] == "blacklist "]
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    fresh = RECORD.with_suffix(".new")
-    fresh.write_text("".join(f"{name}\n" for name in sorted(set(names))))
-    fresh.replace(RECORD)
+    record = kernel.blacklisted_at_start(release)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    replace(record, "".join(f"{name}\n" for name in sorted(set(names))).encode())
     image.parent.mkdir(exist_ok=True)
-    image.write_text("a pretended initramfs\n")
+    replace(image, archive(release))
+    with RUNS.open("a") as runs:
+        runs.write(f"{release}\n")
 
 
-def main() -> int:
-    if "-d" in sys.argv[1:] or not kernel.SETTINGS.exists():
+def archive(release: str) -> bytes:
+    """The image: a compressed cpio archive that nobody boots from."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        settings = root / "etc/modprobe.d"
+        settings.mkdir(parents=True)
+        for file in Path("/etc/modprobe.d").glob("*.conf"):
+            shutil.copy(file, settings)
+        if kernel.settings().get("initramfs", True) and kernel.settings()["nouveau"] != "absent":
+            module = root / NOUVEAU.format(release)
+            module.parent.mkdir(parents=True)
+            module.write_text("a pretended module\n")
+        listed = "".join(f"{path.relative_to(root)}\n" for path in sorted(root.rglob("*")))
+        packed = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, check=True,
+                                input=listed.encode(), stdout=subprocess.PIPE)  # fmt: skip
+    return gzip.compress(packed.stdout)
+
+
+def replace(file: Path, content: bytes) -> None:
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.write_bytes(content)
+    fresh.replace(file)
+
+
+def main(argv: list[str]) -> int:
+    if "-d" in argv or not kernel.SETTINGS.exists():
         return 0
-    if "-u" in sys.argv[1:] and deferred():
+    if "-u" in argv and deferred():
         return 0
-    generate(kernel.release())
+    generate(argv[argv.index("-k") + 1] if "-k" in argv else kernel.release())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

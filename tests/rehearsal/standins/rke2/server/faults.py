@@ -20,6 +20,8 @@ down: ["9345"]            these ports (or names of servers) accept no connection
 statuses: {PREFIX: code}  paths with this prefix get this status instead
 delays: {PREFIX: seconds} they are answered late
 corrupt: [PREFIX]         files under it have a wrong bit
+moved: {PREFIX: PREFIX}   what the archive has under one prefix it now serves from the other: with
+                          /debian/ from /later/ it has got a newer driver
 """
 
 from __future__ import annotations
@@ -81,6 +83,13 @@ class Faults:
 
     def is_corrupt(self, path: str) -> bool:
         return any(path.startswith(prefix) for prefix in self._read().get("corrupt", ()))
+
+    def moved(self, path: str) -> str:
+        """Where the archive's file of this name really lies."""
+        for prefix, place in self._read().get("moved", {}).items():
+            if path.startswith(prefix):
+                return f"{place}{path.removeprefix(prefix)}"
+        return path
 
     def throttled(self) -> bool:
         """Whether this request is one of those to turn away; it counts as one."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import email.utils
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from .faults import Faults
 from .serving import App, Part, Request, Response, as_json, as_text
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -24,13 +26,14 @@ def archive(folder: Path) -> App:
     return app
 
 
-def plain(folder: Path, mirrored: Path) -> App:
+def plain(folder: Path, mirrored: Path, faults: Faults) -> App:
     """What is served without TLS: the archive, and the mirror of the releases by its name."""
     mirror, debian = releases(mirrored), archive(folder)
 
     def app(request: Request) -> Response:
         named = request.headers.get("host", "").startswith("mirror.")
-        return (mirror if named else debian)(request)
+        moved = replace(request, path=faults.moved(request.path))
+        return (mirror if named else debian)(moved)
 
     return app
 

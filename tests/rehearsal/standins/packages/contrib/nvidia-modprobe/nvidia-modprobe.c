@@ -2,7 +2,8 @@
  * A stand-in for NVIDIA's setuid nvidia-modprobe, with its meaning of the options:
  * -c MINOR (may repeat) makes /dev/nvidiaMINOR, and /dev/nvidiactl for 255, after loading nvidia;
  * with -u it loads nvidia-uvm instead and -c MINOR makes /dev/nvidia-uvm and -uvm-tools, **not**
- * /dev/nvidiaMINOR; -m loads nvidia-modeset. It prints nothing when it fails, and exits with 1.
+ * /dev/nvidiaMINOR; -m loads nvidia-modeset. Each file gets its link in /dev/char, as the real one
+ * makes them since 525.105.17, also where the file is there already. It prints nothing when it fails, and exits with 1.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -37,15 +38,26 @@ static int load(char *module) {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+/* By the device's numbers, as runc and systemd look for it. A container may have no such folder. */
+static int link_to(const char *path, unsigned int major, unsigned int minor) {
+    char name[64], target[64];
+    snprintf(name, sizeof name, "/dev/char/%u:%u", major, minor);
+    snprintf(target, sizeof target, "../%s", path + strlen("/dev/"));
+    mkdir("/dev/char", 0755);
+    unlink(name);
+    return symlink(target, name) == 0;
+}
+
 static int node(const char *path, unsigned int major, unsigned int minor) {
     struct stat there;
     dev_t wanted = makedev(major, minor);
     if (stat(path, &there) == 0) {
         if (S_ISCHR(there.st_mode) && there.st_rdev == wanted)
-            return 1;
+            return link_to(path, major, minor);
         unlink(path);
     }
-    return mknod(path, S_IFCHR | 0666, wanted) == 0 && chmod(path, 0666) == 0;
+    return mknod(path, S_IFCHR | 0666, wanted) == 0 && chmod(path, 0666) == 0 &&
+           link_to(path, major, minor);
 }
 
 static int device(unsigned int minor, int uvm) {
