@@ -93,7 +93,11 @@ def held(host: Host) -> set[str]:
 
 def hold(host: Host, names: Iterable[str]) -> None:
     """Keep apt from changing these packages. Raises GB201, GB205, GB206."""
-    _done(host, aptlock.run(host, ["apt-mark", "hold", *sorted(names)], QUIET))
+    wanted = sorted(names)
+    result = aptlock.run(host, ["apt-mark", "hold", *wanted], QUIET)
+    if _hidden(result):
+        result = aptlock.run(host, ["apt-mark", *ONLY, "hold", *wanted], QUIET)
+    _done(host, result)
 
 
 def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
@@ -103,12 +107,8 @@ def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> N
     cut cannot lose it. What was left may be anybody's, so all sources are read.
     """
     argv = ["--fix-broken", "--mark-auto", *CONFOLD, *INSTALL, *packages]
-    try:
-        _apt(host, argv, env)
-    except GpubootError as error:
-        if error.code is not UNREADABLE:
-            raise
-        _apt(host, [*ONLY, *argv], env)
+    result = _run(host, argv, env)
+    _done(host, _run(host, [*ONLY, *argv], env) if _hidden(result) else result)
 
 
 def download(host: Host, package: str, folder: Path, env: Mapping[str, str]) -> None:
@@ -123,9 +123,7 @@ def download(host: Host, package: str, folder: Path, env: Mapping[str, str]) -> 
         return host.run(argv, timeout=3600, env={**QUIET, **env})
 
     result = fetched(())
-    if result.code != 0 and failure(result).code is UNREADABLE:
-        result = fetched(ONLY)
-    _done(host, result)
+    _done(host, fetched(ONLY) if _hidden(result) else result)
 
 
 def obtain(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]) -> None:
@@ -309,8 +307,17 @@ def install(
 
 
 def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    _done(host, _run(host, argv, env))
+
+
+def _run(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> Result:
     # Never stopped by us: a killed dpkg leaves the node worse than a slow one.
-    _done(host, aptlock.run(host, ["apt-get", "--yes", *OPTIONS, *argv], {**QUIET, **env}))
+    return aptlock.run(host, ["apt-get", "--yes", *OPTIONS, *argv], {**QUIET, **env})
+
+
+def _hidden(result: Result) -> bool:
+    """Whether somebody's broken source file has kept apt from reading any: ours will do."""
+    return result.code != 0 and failure(result).code is UNREADABLE
 
 
 def _done(host: Host, result: Result) -> None:

@@ -28,6 +28,7 @@ SOURCE_FAILED = Code(
     "a package source cannot be reached",
     (
         "The archive or its mirror does not answer, or turns this node away.",
+        "A portal or firewall answers in its place.",
         "A proxy is needed for it (key proxy).",
     ),
     ("apt-get update", f"cat {SOURCES}"),
@@ -168,8 +169,9 @@ CAUSES = (
           UNREADABLE),
     Cause(re.compile(r"The package (?P<name>\S+) needs to be reinstalled"), STRANGER_BROKEN,
           "dpkg --remove --force-remove-reinstreq {name} (or give apt a source that has it)"),
-    # apt calls what it may not read "not signed".
-    Cause(re.compile(r"Failed to fetch \S+ +(?:40[137]|5\d\d) "), SOURCE_FAILED),
+    # apt calls what it may not read, or what a portal answers instead, "not signed".
+    Cause(re.compile(r"Failed to fetch \S+ +(?:40[137]|5\d\d) |network require authentication"),
+          SOURCE_FAILED),
     # sqv is what verifies on Debian 13, gpgv what did before.
     Cause(re.compile(r"not valid yet|Not live until"), CLOCK_BEHIND, CLOCK_HINT),
     Cause(re.compile(r"EXPKEYSIG|Expired on"), KEY_EXPIRED,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import archive, cluster, hardware, lab, packages, release
+from tests.rehearsal import archive, cluster, hardware, lab, packages, release, strange
 from tests.rehearsal.command import run
 from tests.rehearsal.packages import Kernel
 from tests.rehearsal.report import RigError, say
@@ -156,7 +156,7 @@ def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
 
 def _archive(debian: str, kernel: Kernel) -> Path:
     """What http://archive.lab/ serves: the signed suite and the toolkit's flat repository."""
-    inputs = [_here("archive.py"), _here("hardware.py"), _here("standins")]
+    inputs = [*map(_here, ("archive.py", "hardware.py", "standins", "strange.py"))]
     debs = _debs(debian)
     folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *kernel])}"
     if not folder.is_dir():
@@ -170,6 +170,7 @@ def _archive(debian: str, kernel: Kernel) -> Path:
         suite = {path.name: path for path in sorted(pools.iterdir()) if path.name != "toolkit"}
         archive.publish_suite(partial / "debian", debian, suite, KEYS)
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
+        strange.publish(partial / "strange", pools / "toolkit", KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
         shutil.rmtree(pools)
         partial.rename(folder)

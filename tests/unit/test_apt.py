@@ -279,3 +279,11 @@ def test_a_state_of_apts_own_is_read_at_once_and_with_no_other_sources(node: Nod
     apt.update(node.host, {}, ["-c", "/private/apt.conf"])
     assert calls.verbs == ["update"]
     assert "/private/apt.conf" in calls.made[0].argv
+
+
+def test_a_source_that_apt_cannot_read_keeps_nothing_from_being_held_or_mended(node: Node) -> None:
+    broken = Result(100, err="E: The list of sources could not be read.")
+    calls = Calls(node, broken, Result(0), broken, Result(0))
+    apt.hold(node.host, ["dkms"])
+    apt.fix_broken(node.host, [], {})
+    assert calls.verbs == ["hold", "hold*", "install", "install*"]
