@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from gpuboot import aptlock
-from gpuboot.aptfailure import DISK_FULL, LOCKED, STALE_LISTS, UNREADABLE, failure
+from gpuboot.aptfailure import (
+    DISK_FULL,
+    LOCKED,
+    NO_PACKAGE,
+    STALE_LISTS,
+    UNREADABLE,
+    failure,
+)
 from gpuboot.errors import GpubootError
 from gpuboot.host import WRITE_FAILED
 
@@ -62,6 +69,7 @@ HURRIED = (
     "-o", "Acquire::https::Timeout=15",
 )  # fmt: skip
 STRICT = ("-o", "APT::Update::Error-Mode=any")
+UNMET = "unmet dependencies"  # as apt says that a transaction cannot be
 PAST_CACHES = ("-o", "Acquire::http::No-Cache=true", "-o", "Acquire::https::No-Cache=true")
 
 
@@ -184,9 +192,23 @@ class Policy:
 
 
 def policy(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Policy]:
-    """What apt knows of each package that it knows: by our sources' lists, or as options say."""
+    """What apt knows of each package that it knows: by the lists that these options say.
+
+    Without options by our sources', and of packages that ours lack by everybody's: a mirror may
+    have less than what the node was made from, such as the headers of its kernel.
+    """
+    if options:
+        return _policies(host.must(["apt-cache", "policy", *options, *names]))
+    found = _policies(host.must(["apt-cache", "policy", *ONLY, *names]))
+    lacking = [name for name in names if name not in found or not found[name].candidate]
+    if lacking:
+        others = _policies(host.run(["apt-cache", "policy", *EVERYBODYS, *lacking]).out)
+        found |= {name: one for name, one in others.items() if one.candidate}
+    return found
+
+
+def _policies(text: str) -> dict[str, Policy]:
     found = {}
-    text = host.must(["apt-cache", "policy", *(options or ONLY), *names])
     for block in re.split(r"\n(?=\S)", text):
         name, _, rest = block.partition(":\n")
         installed, candidate = (re.search(rf"^  {word}: (\S+)$", rest, re.MULTILINE)
@@ -301,9 +323,30 @@ def _action(host: Host, before: str, version: str) -> str:
 def install(
     host: Host, packages: Sequence[str], env: Mapping[str, str], *, fresh: bool = False
 ) -> None:
-    """Install all of them in one transaction, `name` or `name=version`. Raises GB2xx."""
-    caches = PAST_CACHES if fresh else ()
-    _apt(host, [*ONLY, *caches, *CONFOLD, *INSTALL, *packages], env)
+    """Install all of them in one transaction, `name` or `name=version`. Raises GB2xx.
+
+    From our sources; where these do not suffice, each package that they have just so, and only what
+    they lack from anybody's.
+    """
+    argv = [*(PAST_CACHES if fresh else ()), *CONFOLD, *INSTALL]
+    try:
+        _apt(host, [*ONLY, *argv, *packages], env)
+    except GpubootError as error:
+        if error.code is not NO_PACKAGE and UNMET not in error.evidence:
+            raise
+        log.info("apt: our sources do not suffice: %s", error.message)
+        result = _run(host, [*argv, *_pinned(host, packages)], env)
+        if _hidden(result):
+            raise
+        _done(host, result)
+
+
+def _pinned(host: Host, packages: Sequence[str]) -> list[str]:
+    """The packages with the versions that our sources have."""
+    names = [package for package in packages if "=" not in package]
+    known = policy(host, names, ONLY)
+    offered = {name: one.offered for name, one in known.items()}
+    return [f"{one}={offered[one]}" if offered.get(one) else one for one in packages]
 
 
 def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:

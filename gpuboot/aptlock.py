@@ -78,10 +78,11 @@ def _holder(host: Host, lock: str) -> int:
 
 
 def _command(host: Host, pid: int) -> str:
-    words = (host.read(f"/proc/{pid}/cmdline") or "").rstrip("\0").split("\0")
-    name = (host.read(f"/proc/{pid}/comm") or "").strip()
-    text = shlex.join([words[0].rpartition("/")[2], *words[1:]]) if words[0] else name
-    return host.mask(text)[:80] or "a process"
+    """The program and what it is to do, without its options: they are long, and may be secret."""
+    program, *words = (host.read(f"/proc/{pid}/cmdline") or "").rstrip("\0").split("\0")
+    name = program.rpartition("/")[2] or (host.read(f"/proc/{pid}/comm") or "").strip()
+    verbs = [word for word in words if not word.startswith("-") and "::" not in word]
+    return host.mask(shlex.join([name, *verbs]))[:80] if name else "a process"
 
 
 def _unit(host: Host, pid: int) -> str | None:

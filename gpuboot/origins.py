@@ -28,27 +28,34 @@ _TOOLKIT = re.compile(r"(?:lib)?nvidia-container")
 
 
 def refuse_mixture(host: Host, driver: Sequence[str], options: Sequence[str]) -> None:
-    """Raises GB217 if a part of the driver would stay as another source has installed it.
+    """Raises GB217 if a part of the driver would be, or stay, of another source than the rest.
 
     A complete driver is nobody's to judge here: nothing would be installed beside it.
     """
+    options = options or apt.ONLY
     there = apt.installed(host, [*driver, *_PARTS])
     if all(name in there for name in driver):
         return
-    parts = sorted(name for name in there if not _TOOLKIT.match(name))
-    strange = _strange(apt.policy(host, parts, options)) if parts else {}
-    if not strange:
-        return
-    names = ", ".join(f"{name} {version}" for name, version in strange.items())
-    chosen = _chosen(host, driver, options)
-    raise GpubootError(
-        MIXED,
-        f"{names} installed from {_origin(host, strange)}; the rest of the driver would come"
-        f" from {chosen}",
-        hint=f"apt-get purge {' '.join(strange)}, then: gpuboot run (or keep that driver whole,"
-        " and set driver.source: preinstalled)",
-        retry=True,
-    )
+    parts = sorted({*driver, *(name for name in there if not _TOOLKIT.match(name))})
+    known = apt.policy(host, parts, options)
+    if strange := _strange(known):
+        names = ", ".join(f"{name} {version}" for name, version in strange.items())
+        raise GpubootError(
+            MIXED,
+            f"{names} installed from {_origin(host, strange)}; the rest of the driver would come"
+            f" from {_chosen(driver, known)}",
+            hint=f"apt-get purge {' '.join(strange)}, then: gpuboot run (or keep that driver whole,"
+            " and set driver.source: preinstalled)",
+            retry=True,
+        )
+    if lacking := [name for name in driver if name not in known or not known[name].candidate]:
+        raise GpubootError(
+            MIXED,
+            f"{', '.join(lacking)} could only come from {_candidates(host, lacking)}; the rest of"
+            f" the driver would come from {_chosen(driver, known)}",
+            hint=f"cat {apt.FILE} (a component is missing there, or the mirror lacks it)",
+            retry=True,
+        )
 
 
 def _strange(known: Mapping[str, apt.Policy]) -> dict[str, str]:
@@ -74,11 +81,16 @@ def _origin(host: Host, strange: Mapping[str, str]) -> str:
     return _addresses(places) or "no source that this node still has"
 
 
-def _chosen(host: Host, driver: Sequence[str], options: Sequence[str]) -> str:
-    known = apt.policy(host, driver, options)
-    places = [place for one in known.values() if one.offered
-              for place in one.versions[one.offered]]  # fmt: skip
-    return _addresses(places)
+def _candidates(host: Host, names: Sequence[str]) -> str:
+    known = apt.policy(host, names, apt.EVERYBODYS)
+    return _addresses([place for one in known.values() if one.offered
+                       for place in one.versions[one.offered]])  # fmt: skip
+
+
+def _chosen(driver: Sequence[str], known: Mapping[str, apt.Policy]) -> str:
+    offers = [known[name] for name in driver if name in known]
+    return _addresses([place for one in offers if one.offered
+                       for place in one.versions[one.offered]])  # fmt: skip
 
 
 def _addresses(places: Sequence[str]) -> str:

@@ -287,3 +287,71 @@ def test_a_source_that_apt_cannot_read_keeps_nothing_from_being_held_or_mended(n
     apt.hold(node.host, ["dkms"])
     apt.fix_broken(node.host, [], {})
     assert calls.verbs == ["hold", "hold*", "install", "install*"]
+
+
+# -- what our sources lack
+
+THEIRS = """\
+linux-headers-6.1.0-50-amd64:
+  Installed: (none)
+  Candidate: 6.1.170-1
+  Version table:
+     6.1.170-1 500
+        500 http://security/debian bookworm-security/main amd64 Packages
+"""
+UNMET = Result(
+    100,
+    err="The following packages have unmet dependencies:\n"
+    " libc6-dev : Depends: libc6 (= 1) but 2 is to be installed\n"
+    "E: Unable to correct problems, you have held broken packages.\n",
+)
+
+
+def known_elsewhere(node: Node) -> None:
+    """Our sources have nvidia-smi; the headers are in one of the node's own."""
+
+    def answer(command: Command) -> Result:
+        if set(apt.ONLY) <= set(command.argv):
+            ours = (
+                "nvidia-smi:\n  Installed: (none)\n  Candidate: 1\n  Version table:\n     1 500\n"
+            )
+            return Result(0, f"{ours}        500 http://mirror bookworm/main amd64 Packages\n")
+        return Result(0, THEIRS)
+
+    node.answers["apt-cache policy"] = answer
+
+
+def test_of_what_our_sources_lack_everybodys_are_asked(node: Node) -> None:
+    known_elsewhere(node)
+    known = apt.policy(node.host, ["nvidia-smi", "linux-headers-6.1.0-50-amd64"])
+    assert {name: one.offered for name, one in known.items()} == {
+        "nvidia-smi": "1", "linux-headers-6.1.0-50-amd64": "6.1.170-1",
+    }  # fmt: skip
+
+
+def test_where_everybodys_cannot_be_read_only_ours_are_known(node: Node) -> None:
+    def answer(command: Command) -> Result:
+        return Result(0) if set(apt.ONLY) <= set(command.argv) else Result(100, err="E: Malformed")
+
+    node.answers["apt-cache policy"] = answer
+    assert apt.policy(node.host, ["nvidia-smi"]) == {}
+
+
+@pytest.mark.parametrize(
+    "refusal", [UNMET, Result(100, err="E: Unable to locate package linux-headers-6.1.0-50-amd64")]
+)
+def test_what_ours_lack_may_come_from_anybody_and_all_else_just_from_ours(
+    node: Node, refusal: Result
+) -> None:
+    known_elsewhere(node)
+    calls = Calls(node, refusal)
+    apt.install(node.host, ["nvidia-smi", "linux-headers-6.1.0-50-amd64", "toolkit=2"], {})
+    assert calls.verbs == ["install*", "install"]
+    assert calls.made[1].argv[-3:] == ("nvidia-smi=1", "linux-headers-6.1.0-50-amd64", "toolkit=2")
+
+
+def test_a_transaction_that_fails_otherwise_is_tried_with_no_other_sources(node: Node) -> None:
+    calls = Calls(node, Result(100, err="dpkg: error processing package dkms (--configure):"))
+    with pytest.raises(GpubootError, match="failed to configure dkms"):
+        apt.install(node.host, ["dkms"], {})
+    assert calls.verbs == ["install*"]

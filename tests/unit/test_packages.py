@@ -278,6 +278,29 @@ def test_a_driver_of_two_sources_is_refused_and_both_are_named(dpkg: Dpkg) -> No
     assert dpkg.asked_for == []
 
 
+def test_a_part_that_only_another_source_has_is_refused_and_both_are_named(dpkg: Dpkg) -> None:
+    del dpkg.to_be_had["nvidia-smi"]
+    policy = dpkg.policy
+    kernel = MIXED.format(name="nvidia-kernel-dkms", version="0", priority=100, places="")
+
+    def answer(command: Command) -> Result:
+        text = policy(command).out
+        if not set(apt.EVERYBODYS) <= set(command.argv):
+            return Result(0, text + kernel.replace("Candidate: 0", "Candidate: 1"))
+        cuda = MIXED.format(name="nvidia-smi", version="580-1", priority=600, places=CUDA)
+        return Result(0, text + cuda)
+
+    dpkg.node.answers["apt-cache policy"] = answer
+    with pytest.raises(GpubootError) as caught:
+        step().apply(dpkg.node.host)
+    assert caught.value.code.id == "GB217"
+    assert caught.value.message.startswith(
+        "nvidia-smi could only come from https://nvidia/cuda Packages; the rest of the driver would"
+        " come from http://archive/debian bookworm/non-free"
+    )
+    assert dpkg.asked_for == []
+
+
 def test_a_whole_driver_of_another_source_is_not_judged_here(dpkg: Dpkg) -> None:
     mixed(dpkg)
     dpkg.installed["nvidia-kernel-dkms"] = "580-1"
