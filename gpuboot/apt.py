@@ -69,7 +69,8 @@ HURRIED = (
     "-o", "Acquire::https::Timeout=15",
 )  # fmt: skip
 STRICT = ("-o", "APT::Update::Error-Mode=any")
-UNMET = "unmet dependencies"  # as apt says that a transaction cannot be
+# As apt says that a transaction cannot be.
+UNMET = re.compile("unmet dependencies|held broken packages|Unable to satisfy dependencies")
 PAST_CACHES = ("-o", "Acquire::http::No-Cache=true", "-o", "Acquire::https::No-Cache=true")
 
 
@@ -332,7 +333,7 @@ def install(
     try:
         _apt(host, [*ONLY, *argv, *packages], env)
     except GpubootError as error:
-        if error.code is not NO_PACKAGE and UNMET not in error.evidence:
+        if error.code is not NO_PACKAGE and not UNMET.search(error.evidence):
             raise
         log.info("apt: our sources do not suffice: %s", error.message)
         result = _run(host, [*argv, *_pinned(host, packages)], env)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,26 +140,52 @@ def _absent(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[s
     Each is name=version. What has begun is not named: apt would then hold it for asked for.
     """
     with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
-        sound, begun = _parted(host.read(STATUS) or "")
-        status = Path(folder) / "status"
-        status.write_text(sound, encoding="utf-8")
-        settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
-        options = [*apt.ONLY]
-        options += [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-        changes = apt.changes(host, wanted, options, env)
-    others = set(begun).union(name.partition("=")[0] for name in wanted)
+        changes, begun = _undisturbed(host, wanted, Path(folder), env)
+    others = begun.union(name.partition("=")[0] for name in wanted)
     new = [one for one in changes if one.action == "install" and one.name not in others]
     return [f"{one.name}={one.version}" for one in new]
 
 
-def _parted(status: str) -> tuple[str, dict[str, str]]:
-    """dpkg's status without the packages that are half done, and these with their states."""
+def _undisturbed(
+    host: Host, wanted: Sequence[str], folder: Path, env: Mapping[str, str]
+) -> tuple[list[apt.Change], set[str]]:
+    """What apt would do were nothing half done, and the names of what is. Raises GB2xx."""
+    status = folder / "status"
+    settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
+    options = [*apt.ONLY]
+    options += [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    begun: set[str] = set()
+    while True:
+        sound, half = _parted(host.read(STATUS) or "", begun)
+        begun |= half.keys()
+        status.write_text(sound, encoding="utf-8")
+        try:
+            return apt.changes(host, wanted, options, env), begun
+        except GpubootError as error:
+            # Of two that need each other dpkg configures one first: without the other it is no
+            # better than half done.
+            more = set(_UNMET.findall(error.evidence)) - begun
+            if error.code is not INSTALL_FAILED or not more:
+                raise
+            begun |= more
+
+
+_UNMET = re.compile(r"^ (\S+?)(?::\S+)? : (?:Pre-?)?Depends: ", re.MULTILINE)
+
+
+def _parted(status: str, also: Collection[str] = ()) -> tuple[str, dict[str, str]]:
+    """dpkg's status without the packages that are half done, and these with their states.
+
+    Those in `also` count as half done, whatever dpkg says.
+    """
     sound, begun = [], {}
     for stanza in re.split(r"\n\n+", status.strip()):
         name = re.search(r"^Package: (\S+)$", stanza, re.MULTILINE)
         state = re.search(r"^Status: \S+ (\S+) (\S+)$", stanza, re.MULTILINE)
-        if state and state[2] in SOUND and state[1] != "reinstreq":
+        if not name or not state:
+            continue
+        if state[2] in SOUND and state[1] != "reinstreq" and name[1] not in also:
             sound.append(stanza)
-        elif name:
-            begun[name[1]] = state[2] if state else "unknown"
+        else:
+            begun[name[1]] = state[2]
     return "\n\n".join([*sound, ""]), begun

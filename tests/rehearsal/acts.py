@@ -189,15 +189,16 @@ class Kill:
     patience: float = 20.0  # seconds in which there must be such a process
 
     def perform(self, stage: Stage) -> list[str]:
-        end = time.monotonic() + self.patience
-        while not (before := self.process(stage)):
-            if time.monotonic() > end:
-                return [f"kill {self.target}: expected a process / found none"]
-            time.sleep(POLL)
-        found = Run(("kill", "-KILL", before), 0).perform(stage)
-        if not found and not _until(5.0, lambda: self.process(stage) != before):
-            found.append(f"kill {self.target}: expected process {before} to be gone / found it")
-        return found
+        if not _until(self.patience, lambda: self.killed(stage)):
+            return [f"kill {self.target}: expected a process / found none"]
+        return []
+
+    def killed(self, stage: Stage) -> bool:
+        """Kill it, if it is there and does not just end by itself; whether it is gone by that."""
+        found = self.process(stage)
+        if not found or stage.node.run("kill", "-KILL", found).returncode != 0:
+            return False
+        return _until(5.0, lambda: self.process(stage) != found)
 
     def process(self, stage: Stage) -> str:
         """Its id in the node; empty if there is none."""

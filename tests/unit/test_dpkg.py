@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ class Dpkg:
         self.seen = ""  # the status that was simulated with
         self._mended_by = mended_by
         self._says = says  # apt's exit status where it has not mended
+        self.simulated: Callable[[Command], Result] = self._simulated
         node.put(dpkg.STATUS, STATUS)
         node.answers |= {
             "dpkg --audit": lambda _: Result(0, self.mess),
@@ -89,14 +91,17 @@ class Dpkg:
     def _apt(self, command: Command) -> Result:
         words = command.argv
         if "--simulate" in words or "--print-uris" in words:
-            option = next(word for word in words if word.startswith("Dir::State::status="))
-            self.seen = Path(option.partition("=")[2]).read_text(encoding="utf-8")
-            return Result(0, SIMULATED)
+            return self.simulated(command)
         if words[-1] == "update":
             return Result(0)
         asked = " ".join(word for word in words[words.index("install") :])
         self._done(asked)
         return Result(0 if not self.mess else self._says, err="E: Unmet dependencies.")
+
+    def _simulated(self, command: Command) -> Result:
+        option = next(word for word in command.argv if word.startswith("Dir::State::status="))
+        self.seen = Path(option.partition("=")[2]).read_text(encoding="utf-8")
+        return Result(0, SIMULATED)
 
     def _done(self, asked: str) -> None:
         self.asked.append(asked)
@@ -125,6 +130,25 @@ def test_apt_is_told_what_a_sound_node_would_get(node: Node) -> None:
     ]  # fmt: skip
     [repair] = [line for line in node.ran if "--fix-broken" in line]
     assert "--mark-auto" in repair  # by name, and yet not as asked for by name
+
+
+def test_what_needs_a_half_done_package_is_no_sound_one(node: Node) -> None:
+    state = Dpkg(node, mended_by="install make=4.3-4.1")
+    support = "\nPackage: nvidia-kernel-support\nStatus: install ok installed\nVersion: 535\n"
+    node.put(dpkg.STATUS, STATUS + support)
+    simulated = state.simulated
+
+    def unmet(command: Command) -> Result:
+        result = simulated(command)
+        if "nvidia-kernel-support" not in state.seen:
+            return result
+        said = " nvidia-kernel-support : Depends: nvidia-modprobe (>= 535) but it is not going to"
+        head = "The following packages have unmet dependencies:"
+        return Result(100, f"{head}\n{said} be installed\n", "E: Unmet dependencies.\n")
+
+    state.simulated = unmet
+    dpkg.mend(node.host, wanted, {})
+    assert state.asked[-1] == "install make=4.3-4.1"
 
 
 def test_what_remains_is_left_to_apt(node: Node) -> None:
