@@ -192,7 +192,8 @@ CAUSES = (
     Cause(re.compile(r"Hash Sum mismatch|File has unexpected size|Failed to fetch \S+ +404 "),
           STALE_LISTS),
     Cause(re.compile(r"(?:does not have|no longer has) a Release file"), NO_SUCH_SOURCE),
-    Cause(re.compile(r"Unable to locate package|has no installation candidate|was not found"),
+    Cause(re.compile(r"Unable to locate package|has no installation candidate|was not found"
+                     r"|Can't find a source to download"),
           NO_PACKAGE, retry=False),
     Cause(re.compile(r"Failed to fetch|Could not resolve|Connection (?:failed|refused|timed out)"
                      r"|Unable to fetch|Unable to connect"), SOURCE_FAILED),

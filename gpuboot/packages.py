@@ -61,8 +61,9 @@ class Packages:
             return Pending(lack)
         if loose := self.loose(host):
             return Pending(f"{len(loose)} packages are not held, {_some(loose)}")
+        hint = f"dpkg --configure {' '.join(sorted(broken))} (their own scripts say why they fail)"
         return Ok(f"{len(self.names)} packages are installed", dpkg.told(broken),
-                  code=STRANGER_BROKEN)  # fmt: skip
+                  code=STRANGER_BROKEN, hint=hint)  # fmt: skip
 
     def apply(self, host: Host) -> None:
         aptlock.wait(host)

@@ -210,6 +210,7 @@ def test_a_package_of_somebody_elses_that_fails_does_not_stop_ours(dpkg: Dpkg) -
     assert found.drift == ("theirs, which is not ours, is half-configured",)
     assert found.code
     assert found.code.id == "GB218"
+    assert str(found.hint).startswith("dpkg --configure theirs ")
 
 
 def test_on_a_node_that_has_all_it_is_tried_once_a_walk_without_network(dpkg: Dpkg) -> None:

@@ -99,6 +99,6 @@ def test_every_command_has_a_time_or_is_apts_own(node: Node) -> None:
     apt.hold(node.host, ["dkms"])
     apt.installed(node.host, ["dkms"])
     apt.policy(node.host, ["dkms"])
-    assert len(seen) == 5
+    assert len(seen) >= 5
     assert all(0 < command.timeout <= 3600 for command in seen)
     assert {command.argv[0] for command in seen if command.patient} == {"apt-get", "apt-mark"}
