@@ -1,14 +1,24 @@
-"""The few apt and dpkg verbs we need, and what their failures mean."""
+"""The few apt and dpkg verbs we need. What apt reads are our sources alone, unless said."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from gpuboot.errors import Code, GpubootError
+from gpuboot import aptlock
+from gpuboot.aptfailure import (
+    DISK_FULL,
+    LOCKED,
+    NO_PACKAGE,
+    STALE_LISTS,
+    UNREADABLE,
+    failure,
+)
+from gpuboot.errors import GpubootError
 from gpuboot.host import WRITE_FAILED
 
 if TYPE_CHECKING:
@@ -16,70 +26,52 @@ if TYPE_CHECKING:
 
     from gpuboot.host import Host, Result
 
-LOCKED = Code(
-    "GB201",
-    "another program holds apt's or dpkg's lock",
-    ("unattended-upgrades, cloud-init or somebody's apt runs longer than we wait.",),
-    ("fuser -v /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock", "gpuboot status"),
-)
-SOURCE_FAILED = Code(
-    "GB202",
-    "a package source cannot be read",
-    (
-        "The archive or its mirror does not answer, or has moved.",
-        "A proxy is needed for it (key proxy).",
-    ),
-    ("apt-get update", "cat /etc/apt/sources.list.d/gpuboot-*.sources"),
-)
-SIGNATURE_REFUSED = Code(
-    "GB203",
-    "a package source's signature is refused",
-    (
-        "The key configured under sources is not the one the archive is signed with.",
-        "The archive's signature has expired, or the node's clock is wrong.",
-    ),
-    ("apt-get update", "timedatectl", "gpuboot config show"),
-)
-NO_PACKAGE = Code(
-    "GB204",
-    "a package is not to be had",
-    (
-        "The source it comes from lacks a component or suite.",
-        "The archive no longer has headers for the running kernel: boot the newest kernel.",
-    ),
-    ("apt-cache policy PACKAGE", "apt-get install linux-image-amd64", "gpuboot config show"),
-)
-INSTALL_FAILED = Code(
-    "GB205",
-    "packages could not be installed",
-    (
-        "A maintainer script failed; its last lines are shown as evidence.",
-        "Held or pinned packages stand in the way.",
-    ),
-    ("apt-get -f install", "apt-mark showhold", "journalctl -u gpuboot -n 80"),
-)
-DISK_FULL = Code(
-    "GB206",
-    "the disk is full",
-    ("Driver, headers and module need about 3 GB of free space.",),
-    ("df -h / /var", "apt-get clean"),
-)
+log = logging.getLogger(__name__)
 
-LOCK_WAIT = 600  # seconds; unattended-upgrades at first boot can take minutes
-# needrestart would restart services, rke2-agent among them, and asks questions.
-QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+FOLDER = "/etc/apt/sources.list.d"
+FILE = f"{FOLDER}/gpuboot.sources"
+# Our sources alone. Whatever else the node has can then neither stop us by being broken nor hand us
+# a package that outranks ours, as NVIDIA's repository does with its pin (facts: nvidia 2.5). What
+# apt has read of the others stays.
+ONLY = (
+    "-o", f"Dir::Etc::SourceList={FILE}",
+    "-o", "Dir::Etc::SourceParts=/dev/null",
+    "-o", "APT::Get::List-Cleanup=false",
+)  # fmt: skip
+EVERYBODYS = ("-o", f"Dir::Etc::SourceParts={FOLDER}")  # as apt does by itself
+
+# Nothing asks: there is nobody to answer. needrestart would restart services, rke2-agent among
+# them; its hooks of apt and dpkg obey the variable. apt-listchanges and apt-listbugs ask too.
+QUIET = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "DEBCONF_NONINTERACTIVE_SEEN": "true",
+    "NEEDRESTART_SUSPEND": "1",
+    "APT_LISTCHANGES_FRONTEND": "none",
+    "APT_LISTBUGS_FRONTEND": "none",
+    "UCF_FORCE_CONFFOLD": "1",
+}
 INSTALL = (
     "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades", "install",
 )  # fmt: skip
-CONFOLD = ("-o", "Dpkg::Options::=--force-confold")  # ask nothing, keep the node's own files
+# Ask nothing, keep the node's own files.
+CONFOLD = ("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold")
 OPTIONS = (
     "-q",
-    "-o", f"DPkg::Lock::Timeout={LOCK_WAIT}",
+    "-o", "DPkg::Lock::Timeout=10",  # aptlock waits; this is for who is quicker than it
     "-o", "Dpkg::Use-Pty=0",
     "-o", "Acquire::Retries=3",
     "-o", "Acquire::http::Timeout=30",
     "-o", "Acquire::https::Timeout=30",
 )  # fmt: skip
+HURRIED = (
+    "-o", "Acquire::Retries=1",
+    "-o", "Acquire::http::Timeout=15",
+    "-o", "Acquire::https::Timeout=15",
+)  # fmt: skip
+STRICT = ("-o", "APT::Update::Error-Mode=any")
+# As apt says that a transaction cannot be.
+UNMET = re.compile("unmet dependencies|held broken packages|Unable to satisfy dependencies")
+PAST_CACHES = ("-o", "Acquire::http::No-Cache=true", "-o", "Acquire::https::No-Cache=true")
 
 
 def proxied(host: Host) -> bool:
@@ -109,43 +101,180 @@ def held(host: Host) -> set[str]:
 
 
 def hold(host: Host, names: Iterable[str]) -> None:
-    """Keep apt from changing these packages."""
-    host.must(["apt-mark", "hold", *sorted(names)], env=QUIET)
+    """Keep apt from changing these packages. Raises GB201, GB205, GB206."""
+    wanted = sorted(names)
+    result = aptlock.run(host, ["apt-mark", "hold", *wanted], QUIET)
+    if _hidden(result):
+        result = aptlock.run(host, ["apt-mark", *ONLY, "hold", *wanted], QUIET)
+    _done(host, result)
 
 
 def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
-    """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB20x.
+    """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB2xx.
 
     What is new is marked as brought along, not as asked for: before dpkg begins, so that a power
-    cut cannot lose it.
+    cut cannot lose it. What was left may be anybody's, so all sources are read.
     """
-    _apt(host, ["--fix-broken", "--mark-auto", *CONFOLD, *INSTALL, *packages], env)
+    argv = ["--fix-broken", "--mark-auto", *CONFOLD, *INSTALL, *packages]
+    result = _run(host, argv, env)
+    _done(host, _run(host, [*ONLY, *argv], env) if _hidden(result) else result)
 
 
-def download(host: Host, packages: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
-    """Fetch and verify the packages' archives into a folder of root's own. Raises GB20x."""
+def download(host: Host, package: str, folder: Path, env: Mapping[str, str]) -> None:
+    """Fetch and verify a package's archive into a folder of root's own. Raises GB2xx.
+
+    From any source that has it: it may be anybody's.
+    """
     options = [*OPTIONS, "-o", "APT::Sandbox::User=root"]
-    argv = ["env", f"--chdir={folder}", "apt-get", *options, "download", *packages]
-    result = host.run(argv, timeout=3600, env={**QUIET, **env})
-    if result.code != 0:
-        raise failure(result)
+
+    def fetched(view: Sequence[str]) -> Result:
+        argv = ["env", f"--chdir={folder}", "apt-get", *options, *view, "download", package]
+        return host.run(argv, timeout=3600, env={**QUIET, **env})
+
+    result = fetched(())
+    _done(host, fetched(ONLY) if _hidden(result) else result)
 
 
-def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
-    """Read all package sources anew; any that fails is an error (GB201, GB202, GB203)."""
-    _apt(host, [*options, "-o", "APT::Update::Error-Mode=any", "update"], env)
+def obtain(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]) -> None:
+    """Read the sources and install what `wanted` then names. Raises GB2xx.
+
+    Where the archive has changed in between, or an old copy of it was read, once more at once,
+    past every cache.
+    """
+    for again in (False, True):
+        try:
+            update(host, env, fresh=again)
+            install(host, wanted(), env, fresh=again)
+        except GpubootError as error:
+            if again or error.code is not STALE_LISTS:
+                raise
+            log.info("apt: %s; once more, past every cache", error.message)
+        else:
+            return
+
+
+def update(
+    host: Host, env: Mapping[str, str], options: Sequence[str] = (), *, fresh: bool = False
+) -> None:
+    """Read all package sources anew; one of ours that fails is an error. Raises GB2xx.
+
+    Of the others only the journal tells: they are none of our business. With options that set a
+    state of apt's own only what they name is read, and no lock is waited for.
+    """
+    words = [*STRICT, *(PAST_CACHES if fresh else ()), "update"]
+    if options:
+        argv = ["apt-get", "--yes", *OPTIONS, *options, *words]
+        _done(host, host.run(argv, timeout=3600, env={**QUIET, **env}, patient=True))
+        return
+    try:
+        _apt(host, [*HURRIED, *words], env)
+    except GpubootError as error:
+        if error.code in (LOCKED, DISK_FULL, WRITE_FAILED):
+            raise
+        _apt(host, [*ONLY, *words], env)
+        log.warning("apt: a source that is not needed is broken: %s; %s", error.message, error.hint)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What apt knows of a package: versions with their sources, the newest first.
+
+    `candidate` is the one it would install, `installed` the one that is.
+    """
+
+    installed: str | None
+    candidate: str | None
+    versions: Mapping[str, tuple[str, ...]]
+
+    @property
+    def offered(self) -> str | None:
+        """The newest version that a source has; what is only installed is no source."""
+        return next((version for version, places in self.versions.items() if places), None)
+
+
+def policy(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Policy]:
+    """What apt knows of each package that it knows: by the lists that these options say.
+
+    Without options by our sources', and of packages that ours lack by everybody's: a mirror may
+    have less than what the node was made from, such as the headers of its kernel.
+    """
+    if options:
+        return _policies(host.must(["apt-cache", "policy", *options, *names]))
+    found = _policies(host.must(["apt-cache", "policy", *ONLY, *names]))
+    lacking = [name for name in names if name not in found or not found[name].candidate]
+    if lacking:
+        others = _policies(host.run(["apt-cache", "policy", *EVERYBODYS, *lacking]).out)
+        found |= {name: one for name, one in others.items() if one.candidate}
+    return found
+
+
+def _policies(text: str) -> dict[str, Policy]:
+    found = {}
+    for block in re.split(r"\n(?=\S)", text):
+        name, _, rest = block.partition(":\n")
+        installed, candidate = (re.search(rf"^  {word}: (\S+)$", rest, re.MULTILINE)
+                                for word in ("Installed", "Candidate"))  # fmt: skip
+        table = re.findall(r"^ (?:\*\*\*|   ) (\S+) .*((?:\n {7,}.*)*)", rest, re.MULTILINE)
+        versions = {version: _places(lines) for version, lines in table}
+        if name.strip():
+            found[name.strip()] = Policy(_known(installed), _known(candidate), versions)
+    return found
+
+
+def _places(lines: str) -> tuple[str, ...]:
+    """The sources in lines such as `500 http://deb/debian bookworm/main amd64 Packages`."""
+    places = re.findall(r"^ +-?\d+ (\S.*)$", lines, re.MULTILINE)
+    return tuple(place for place in places if not place.startswith("/var/lib/dpkg/"))
+
+
+def _known(match: re.Match[str] | None) -> str | None:
+    return match[1] if match and match[1] != "(none)" else None
+
+
+def unreadable(host: Host) -> str | None:
+    """Which entry keeps apt from reading the node's sources, in apt's words; None if it can."""
+    result = host.run(INDEXTARGETS)
+    told = re.findall(r"^E: (?!The list of sources could not be read)(.*)$", result.err, re.M)
+    return told[0] if result.code and told else None
+
+
+def entry(host: Host, said: str) -> str | None:
+    """FILE:NUMBER of the node's source whose address stands in what apt has said."""
+    lines = (line.split() for line in targets(host))
+    found = {
+        site.rstrip("/"): rest[-1] for site, *rest in lines if rest and site.rstrip("/") in said
+    }
+    return found[max(found, key=len)] if found else None
+
+
+# Without release information it also answers before the first update.
+INDEXTARGETS = (
+    "apt-get", "indextargets", "--no-release-info", "--format",
+    "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)",
+)  # fmt: skip
+
+
+def targets(host: Host) -> list[str]:
+    """A line for each index of the node's sources; those of a file that apt cannot read are left
+    out, which otherwise make apt name none at all.
+    """
+    whole = host.run(INDEXTARGETS)
+    if whole.code == 0:
+        return whole.out.splitlines()
+    listed = [f"{FOLDER}/{name}" for name in host.names(FOLDER)
+              if name.endswith((".list", ".sources"))]  # fmt: skip
+    found = []
+    for file in ("/etc/apt/sources.list", *listed):
+        alone = ("-o", f"Dir::Etc::SourceList={file}", "-o", "Dir::Etc::SourceParts=/dev/null")
+        result = host.run([*INDEXTARGETS, *alone])
+        found += result.out.splitlines() if result.code == 0 else []
+    return found
 
 
 def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:
     """The version apt would install, for those of the packages that have one."""
-    text = host.must(["apt-cache", *options, "policy", *names])
-    found = {}
-    for block in re.split(r"\n(?=\S)", text):
-        name, _, rest = block.partition(":\n")
-        match = re.search(r"^  Candidate: (\S+)$", rest, re.MULTILINE)
-        if match and match[1] != "(none)":
-            found[name.strip()] = match[1]
-    return found
+    known = policy(host, names, options)
+    return {name: one.candidate for name, one in known.items() if one.candidate}
 
 
 @dataclass(frozen=True)
@@ -170,8 +299,7 @@ def changes(
     said = []
     for way in ("--simulate", "--print-uris"):
         result = host.run([*argv, way, *INSTALL, *packages], timeout=120, env={**QUIET, **env})
-        if result.code != 0:
-            raise failure(result)
+        _done(host, result)
         said.append(result.out)
     # 'URI' name_version_architecture.deb size hash; the version's colon is written %3a.
     lines = re.findall(r"^'[^']*' ([^_\s]+)_([^_\s]+)_\S+\.deb (\d+) ", said[1], re.MULTILINE)
@@ -193,64 +321,55 @@ def _action(host: Host, before: str, version: str) -> str:
     return "downgrade" if lower else "upgrade"
 
 
-def install(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
-    """Install all of them in one transaction, `name` or `name=version`. Raises GB20x."""
-    _apt(host, [*CONFOLD, *INSTALL, *packages], env)
+def install(
+    host: Host, packages: Sequence[str], env: Mapping[str, str], *, fresh: bool = False
+) -> None:
+    """Install all of them in one transaction, `name` or `name=version`. Raises GB2xx.
+
+    From our sources; where these do not suffice, each package that they have just so, and only what
+    they lack from anybody's.
+    """
+    argv = [*(PAST_CACHES if fresh else ()), *CONFOLD, *INSTALL]
+    try:
+        _apt(host, [*ONLY, *argv, *packages], env)
+    except GpubootError as error:
+        if error.code is not NO_PACKAGE and not UNMET.search(error.evidence):
+            raise
+        log.info("apt: our sources do not suffice: %s", error.message)
+        result = _run(host, [*argv, *_pinned(host, packages)], env)
+        if _hidden(result):
+            raise
+        _done(host, result)
+
+
+def _pinned(host: Host, packages: Sequence[str]) -> list[str]:
+    """The packages with the versions that our sources have."""
+    names = [package for package in packages if "=" not in package]
+    known = policy(host, names, ONLY)
+    offered = {name: one.offered for name, one in known.items()}
+    return [f"{one}={offered[one]}" if offered.get(one) else one for one in packages]
 
 
 def _apt(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    _done(host, _run(host, argv, env))
+
+
+def _run(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> Result:
     # Never stopped by us: a killed dpkg leaves the node worse than a slow one.
-    result = host.run(
-        ["apt-get", "--yes", *OPTIONS, *argv], timeout=3600, env={**QUIET, **env}, patient=True
-    )
-    if result.code != 0:
-        raise failure(result)
+    return aptlock.run(host, ["apt-get", "--yes", *OPTIONS, *argv], {**QUIET, **env})
 
 
-# What apt says, and what that means: the first line that fits decides.
-_CAUSES = (
-    (re.compile(r"No space left on device|have enough free space"), DISK_FULL, True),
-    # It fails to fetch, or has no lock, only because it cannot write.
-    (re.compile(r"Read-only file system"), WRITE_FAILED, True),
-    # sqv is what verifies on Debian 13, gpgv what did before.
-    (re.compile(r"sqv returned an error|NO_PUBKEY|EXPKEYSIG|BADSIG|is not signed"
-                r"|signatures? (?:couldn't|were|was)|not valid yet|Release file .* expired"
-                r"|weak security information"),
-     SIGNATURE_REFUSED, True),
-    (re.compile(r"Could not get lock|(?:is|was) locked by|Unable to acquire"), LOCKED, True),
-    (re.compile(r"Unable to locate package|has no installation candidate|was not found"),
-     NO_PACKAGE, False),
-    (re.compile(r"Failed to fetch|Could not resolve|Connection (?:failed|refused|timed out)"
-                r"|Unable to fetch|does not have a Release file|Unable to connect"),
-     SOURCE_FAILED, True),
-)  # fmt: skip
+def _hidden(result: Result) -> bool:
+    """Whether somebody's broken source file has kept apt from reading any: ours will do."""
+    return result.code != 0 and failure(result).code is UNREADABLE
 
 
-# Lines that tell of no failure: it waited and got the lock; two of our sources have one index.
-_NOISE = re.compile(r"^(?:Waiting for cache lock|W: Target \S+ .* configured multiple times).*\n?",
-                    re.MULTILINE)  # fmt: skip
-# A line that tells of one, with what is indented below it.
-_TOLD = re.compile(r"^(?:(?:E|Err|W|Error|dpkg)\b|The following packages have unmet)"
-                   r".*(?:\n[ \t].*)*", re.MULTILINE)  # fmt: skip
-
-
-# The archive's signature seems to come from the future.
-_NOT_YET = re.compile(r"not valid yet|Not live until")
-CLOCK_HINT = "timedatectl (the node's clock is behind: set it, then: gpuboot run)"
-
-
-def failure(result: Result) -> GpubootError:
-    """What a failed apt-get means; its error lines are the evidence."""
-    text = _NOISE.sub("", f"{result.out}\n{result.err}")
-    lines = "\n".join(_TOLD.findall(text)).splitlines()
-    evidence = "\n".join(lines[-12:]) or text.strip()[-1500:]
-    for pattern, code, retry in _CAUSES:
-        if match := pattern.search(text):
-            # The same is often said twice, and only the line that is marked names the source.
-            marked = [line for line in lines if not line.startswith((" ", "\t", "Err"))]
-            found = (line for line in (*marked, *text.splitlines()) if match[0] in line)
-            message = " ".join(next(found, match[0]).split())
-            hint = CLOCK_HINT if _NOT_YET.search(text) else None
-            return GpubootError(code, message, hint=hint, evidence=evidence, retry=retry)
-    how = f"was killed by signal {-result.code}" if result.code < 0 else "failed"
-    return GpubootError(INSTALL_FAILED, f"apt-get {how}", evidence=evidence, retry=True)
+def _done(host: Host, result: Result) -> None:
+    """Raises what a failure means, with the entry of the source that is to blame."""
+    if result.code == 0:
+        return
+    error = failure(result)
+    if ":/" in error.message and (place := entry(host, error.message)):
+        error = GpubootError(error.code, f"{error.message} ({place})", hint=error.hint,
+                             evidence=error.evidence, retry=error.retry)  # fmt: skip
+    raise error

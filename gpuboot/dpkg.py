@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuboot import apt
+from gpuboot import apt, aptlock
+from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 STATUS = "/var/lib/dpkg/status"
 SOUND = ("installed", "triggers-pending", "triggers-awaited", "config-files", "not-installed")
+BROKEN_RECORDS = "dpkg's own records"
 
 
 def interrupted(host: Host) -> bool:
@@ -28,52 +31,107 @@ def interrupted(host: Host) -> bool:
     )
 
 
-def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]) -> None:
-    """End what an interrupted dpkg began. `wanted` resolves what we install; needs an archive
-    only where configuring is not enough. Raises GB20x.
+def unsound(host: Host) -> dict[str, str]:
+    """The packages that dpkg has left half done, with their states; none while it is at work."""
+    if not interrupted(host) or aptlock.holder(host):
+        return {}
+    _, begun = _parted(host.read(STATUS) or "")
+    return begun or {BROKEN_RECORDS: "interrupted"}
+
+
+def mend(
+    host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str], *, lacking: bool = True
+) -> dict[str, str]:
+    """End what an interrupted dpkg began; what is left are other people's, in states as they are.
+
+    `wanted` resolves what we install. An archive is needed only where configuring is not enough,
+    and not asked where ours lack nothing and what is left was tried and failed. Raises GB2xx.
 
     apt's own repair chooses other packages than an installation does (the first of several
     alternatives), so it is told what a sound node would get; it decides only what remains.
     """
-    _dpkg(host, ["--configure", "--pending"], env)
-    if not interrupted(host):
-        return
+    configure(host, env)
+    left = unsound(host)
+    if not left or (not lacking and set(left.values()) == {"half-configured"}):
+        return left
     apt.update(host, env)
     _unpack_again(host, env)
-    try:
-        if absent := _absent(host, wanted(), env):
+    names = wanted()
+    with _scripts_may_fail():
+        if absent := _absent(host, names, env):
             apt.fix_broken(host, absent, env)
-    except GpubootError as error:
-        if error.code is not apt.INSTALL_FAILED:
-            raise
-        log.info("dpkg: %s; apt's own repair is tried\n%s", error.message, error.evidence)
     if interrupted(host):
-        apt.fix_broken(host, (), env)
-    if left := host.run(["dpkg", "--audit"]).out.strip():  # an installation would stumble over it
+        with _scripts_may_fail():
+            apt.fix_broken(host, (), env)
+    left = unsound(host)
+    ours = {name.partition("=")[0] for name in names}
+    if stuck := [name for name in left if name in ours or name == BROKEN_RECORDS]:
         raise GpubootError(
-            apt.INSTALL_FAILED, "dpkg was interrupted, and not all of it could be made up for",
-            evidence=left[-1500:], retry=True,
+            INSTALL_FAILED, f"dpkg was interrupted, and {', '.join(stuck)} could not be mended",
+            evidence=_audit(host), retry=True,
         )  # fmt: skip
+    return left
+
+
+def configure(host: Host, env: Mapping[str, str]) -> None:
+    """Configure what is unpacked. Whether it has helped is looked at, not believed."""
+    _dpkg(host, ["--configure", "--pending"], env)
+
+
+def told(left: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each package of somebody else's that is broken and does not stop us."""
+    return tuple(f"{name}, which is not ours, is {state}" for name, state in sorted(left.items()))
 
 
 def _dpkg(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
-    """Whether it has helped is looked at, not believed."""
-    words = ["dpkg", "--force-confold", *argv]
-    host.run(words, timeout=3600, env={**apt.QUIET, **env}, patient=True)
+    words = ["dpkg", "--force-confdef,confold", *argv]
+    result = aptlock.run(host, words, {**apt.QUIET, **env})
+    if result.code != 0:
+        log.info("dpkg %s: %s", argv[0], result.said)
+
+
+def _audit(host: Host) -> str:
+    return host.run(["dpkg", "--audit"]).out.strip()[-1500:]
+
+
+@contextmanager
+def _scripts_may_fail() -> Iterator[None]:
+    """That a package's own script fails is no error yet: what is left is looked at later."""
+    try:
+        yield
+    except GpubootError as error:
+        if error.code is not INSTALL_FAILED:
+            raise
+        log.info("dpkg: %s\n%s", error.message, error.evidence)
 
 
 def _unpack_again(host: Host, env: Mapping[str, str]) -> None:
     """The packages of which only a part was unpacked, as on a disk that was full.
 
-    dpkg refuses to configure them, and apt takes them for unpacked. Raises GB20x.
+    dpkg refuses to configure them, and apt takes them for unpacked. Raises GB2xx.
     """
     fields = "${db:Status-Eflag}\t${binary:Package}\n"
     result = host.run(["dpkg-query", "--show", "--showformat", fields])
     rows = [line.partition("\t") for line in result.out.splitlines()]
     if parts := sorted(name for flag, _, name in rows if flag == "reinstreq"):
         with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
-            apt.download(host, parts, Path(folder), env)
+            for name in parts:
+                _fetch(host, name, Path(folder), env)
             _dpkg(host, ["--unpack", "--recursive", folder], env)
+
+
+def _fetch(host: Host, name: str, folder: Path, env: Mapping[str, str]) -> None:
+    try:
+        apt.download(host, name, folder, env)
+    except GpubootError as error:
+        if error.code is not NO_PACKAGE:
+            raise
+        # apt installs nothing at all as long as it is there.
+        raise GpubootError(
+            STRANGER_BROKEN, f"{name} is half installed, and no source has it any more",
+            hint=f"dpkg --remove --force-remove-reinstreq {name}", evidence=_audit(host),
+            retry=True,
+        ) from error  # fmt: skip
 
 
 def _absent(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[str]:
@@ -91,13 +149,15 @@ def _absent(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[s
 def _undisturbed(
     host: Host, wanted: Sequence[str], folder: Path, env: Mapping[str, str]
 ) -> tuple[list[apt.Change], set[str]]:
-    """What apt would do were nothing half done, and the names of what is. Raises GB20x."""
+    """What apt would do were nothing half done, and the names of what is. Raises GB2xx."""
     status = folder / "status"
     settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
-    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    options = [*apt.ONLY]
+    options += [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
     begun: set[str] = set()
     while True:
-        sound, begun = _parted(host.read(STATUS) or "", begun)
+        sound, half = _parted(host.read(STATUS) or "", begun)
+        begun |= half.keys()
         status.write_text(sound, encoding="utf-8")
         try:
             return apt.changes(host, wanted, options, env), begun
@@ -105,7 +165,7 @@ def _undisturbed(
             # Of two that need each other dpkg configures one first: without the other it is no
             # better than half done.
             more = set(_UNMET.findall(error.evidence)) - begun
-            if error.code is not apt.INSTALL_FAILED or not more:
+            if error.code is not INSTALL_FAILED or not more:
                 raise
             begun |= more
 
@@ -113,17 +173,19 @@ def _undisturbed(
 _UNMET = re.compile(r"^ (\S+?)(?::\S+)? : (?:Pre-?)?Depends: ", re.MULTILINE)
 
 
-def _parted(status: str, begun: set[str]) -> tuple[str, set[str]]:
-    """dpkg's status without the packages that are half done, and their names.
+def _parted(status: str, also: Collection[str] = ()) -> tuple[str, dict[str, str]]:
+    """dpkg's status without the packages that are half done, and these with their states.
 
-    Those in `begun` count as half done, whatever dpkg says.
+    Those in `also` count as half done, whatever dpkg says.
     """
-    sound, names = [], set(begun)
+    sound, begun = [], {}
     for stanza in re.split(r"\n\n+", status.strip()):
         name = re.search(r"^Package: (\S+)$", stanza, re.MULTILINE)
-        whole = re.search(rf"^Status: .* ({'|'.join(SOUND)})$", stanza, re.MULTILINE)
-        if whole and name and name[1] not in begun:
+        state = re.search(r"^Status: \S+ (\S+) (\S+)$", stanza, re.MULTILINE)
+        if not name or not state:
+            continue
+        if state[2] in SOUND and state[1] != "reinstreq" and name[1] not in also:
             sound.append(stanza)
-        elif name:
-            names.add(name[1])
-    return "\n\n".join([*sound, ""]), names
+        else:
+            begun[name[1]] = state[2]
+    return "\n\n".join([*sound, ""]), begun

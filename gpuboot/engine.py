@@ -120,6 +120,7 @@ class Walk:
         self.watch(step, "running", finding.reason)
         started = self.host.clock.boottime()
         self.checkpoint.begin(self.host, step.name)
+        self.host.tell = lambda text: self.watch(step, "running", text or finding.reason)
         if reboot := step.apply(self.host):
             return reboot
         after = step.check(self.host)

@@ -167,6 +167,9 @@ class Host:
         self.web: Web = web or RequestsWeb()
         self.mask = Mask()
         self.woken = False  # somebody wants us to look again at once
+        self.waited = 0.0  # seconds this walk has waited for apt's locks
+        # What a step says while it is applied, for whoever watches; "" for no more.
+        self.tell: Callable[[str], None] = lambda _: None
         self._runner = runner
         self._stopping = False
         self._fetching = threading.Lock()
@@ -198,6 +201,7 @@ class Host:
         """Wait between two walks, or less when woken, be it in the walk before. Raises Stopped."""
         self.sleep(0 if self.woken else seconds)
         self.woken = False
+        self.waited = 0.0
 
     # -- beside each other --------------------------------------------------------------------
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt, dpkg
+from gpuboot import apt, aptlock, dpkg, origins
+from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
 from gpuboot.errors import GpubootError
 from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
+
+log = logging.getLogger(__name__)
 
 # Must share one version: their dependencies on each other are exact.
 TOOLKIT = (
@@ -38,6 +42,8 @@ class Packages:
     toolkit_version: str | None  # None: the newest
     tools: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a proxy's password
+    # Packages of other people's that were tried in this walk and stay broken.
+    left: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,21 +54,40 @@ class Packages:
         return (*self.driver, *TOOLKIT)
 
     def check(self, host: Host) -> Finding:
-        if dpkg.interrupted(host):
-            return Pending("dpkg was interrupted")
+        broken = dpkg.unsound(host)
+        if broken.keys() - self.left:
+            return Pending(f"dpkg was interrupted: {_some(sorted(broken))}")
         if lack := self._lack(host):
             return Pending(lack)
         if loose := self.loose(host):
             return Pending(f"{len(loose)} packages are not held, {_some(loose)}")
-        return Ok(f"{len(self.names)} packages are installed")
+        hint = f"dpkg --configure {' '.join(sorted(broken))} (their own scripts say why they fail)"
+        return Ok(f"{len(self.names)} packages are installed", dpkg.told(broken),
+                  code=STRANGER_BROKEN, hint=hint)  # fmt: skip
 
     def apply(self, host: Host) -> None:
+        aptlock.wait(host)
         if dpkg.interrupted(host):
-            dpkg.mend(host, lambda: self.resolved(host), self.env)
+            lacking = bool(self._lack(host))
+            left = dpkg.mend(host, lambda: self.resolved(host), self.env, lacking=lacking)
+            self.left.update(left)
         if self._lack(host):
-            apt.update(host, self.env)
-            apt.install(host, self.resolved(host), self.env)
+            self._install(host)
         apt.hold(host, self.held)
+
+    def _install(self, host: Host) -> None:
+        """One transaction; a package of somebody else's that fails in it does not stop ours."""
+        try:
+            apt.obtain(host, lambda: self.resolved(host), self.env)
+        except GpubootError as error:
+            named = re.findall(r"[^\s,]+", error.message)
+            if error.code is not INSTALL_FAILED or not set(self.names).isdisjoint(named):
+                raise
+            dpkg.configure(host, self.env)
+            if self._lack(host):
+                raise
+            log.warning("packages: all of ours are installed, though %s", error.message)
+        self.left.update(dpkg.unsound(host))
 
     def changes(self, host: Host, options: Sequence[str]) -> list[apt.Change]:
         """What `apply` would have apt do, by apt's lists of these options. Raises GB20x."""
@@ -92,16 +117,21 @@ class Packages:
         return want is None or version == want or version.startswith(f"{want}-")
 
     def resolved(self, host: Host, options: Sequence[str] = ()) -> list[str]:
-        """The packages with the toolkit's one version. Raises GB204 with all that are missing."""
-        found = apt.candidates(host, self.names, options)
-        missing = [name for name in self.names if name not in found]
+        """The packages with the toolkit's one version, by apt's lists of these options.
+
+        Raises GB204 with all that are missing, GB217 where the driver would be of two sources.
+        """
+        known = apt.policy(host, self.names, options)
+        missing = [name for name in self.names if name not in known or not known[name].candidate]
         if missing:
             raise GpubootError(
-                apt.NO_PACKAGE,
+                NO_PACKAGE,
                 f"no source has {', '.join(missing)}",
                 hint=_remedy(missing),
             )
-        version = found[TOOLKIT[0]]
+        origins.refuse_mixture(host, self.driver, options)
+        leader = known[TOOLKIT[0]]
+        version = leader.offered or str(leader.candidate)
         if self.toolkit_version and not self._wanted(version):
             want = self.toolkit_version
             version = want if "-" in want else f"{want}-1"

@@ -9,7 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import apt, config, facts, findings, kernel, plan, preflight, release, rke2, sources
+from gpuboot import (
+    apt,
+    aptfailure,
+    config,
+    facts,
+    findings,
+    kernel,
+    plan,
+    preflight,
+    release,
+    rke2,
+    sources,
+)
 from gpuboot.errors import GpubootError
 from gpuboot.host import write_failed
 from gpuboot.images import ImagesPlaced
@@ -38,7 +50,8 @@ _PRIVATE = """\
 Dir::State::Lists "{0}/lists";
 Dir::Cache "{0}/cache";
 Dir::Log "{0}/log";
-Dir::Etc::SourceParts "{0}/sources.list.d";
+Dir::Etc::SourceList "{0}/gpuboot.sources";
+Dir::Etc::SourceParts "/dev/null";
 APT::Sandbox::User "root";
 Debug::NoLocking "true";
 Acquire::Languages "none";
@@ -153,7 +166,7 @@ def _names_only(names: Sequence[str]) -> list[dict[str, Any]]:
 
 def _trouble(host: Host, error: GpubootError) -> dict[str, str]:
     hint = error.hint
-    if error.code is apt.SOURCE_FAILED:
+    if error.code is aptfailure.SOURCE_FAILED:
         hint = f"{hint}; without any archive: gpuboot plan --offline"
     return {"code": error.code.id, "message": host.mask(error.message), "hint": hint,
             "evidence": host.mask(error.evidence)}  # fmt: skip
@@ -161,14 +174,10 @@ def _trouble(host: Host, error: GpubootError) -> dict[str, str]:
 
 def _private_apt(host: Host, step: PackageSources, folder: Path) -> list[str]:
     """apt's options for lists and cache of its own, and the sources that the walk would write."""
-    parts = folder / "sources.list.d"
-    for name in ("lists/partial", "cache/archives/partial", "sources.list.d"):
+    for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
-    for name in host.names(sources.FOLDER):
-        (parts / name).write_text(host.read(f"{sources.FOLDER}/{name}") or "", encoding="utf-8")
-    for source in step.sources:
-        text = sources.text(host, source, keys=folder)
-        (parts / source.file.rpartition("/")[2]).write_text(text, encoding="utf-8")
+    text = sources.text(host, step.sources, keys=folder)
+    (folder / "gpuboot.sources").write_text(text, encoding="utf-8")
     (folder / "apt.conf").write_text(_PRIVATE.format(folder), encoding="utf-8")
     return ["-c", str(folder / "apt.conf")]
 

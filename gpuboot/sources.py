@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from gpuboot import apt
+from gpuboot.apt import FILE, FOLDER
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
 
-FOLDER = "/etc/apt/sources.list.d"
 KEYRINGS = "/etc/apt/keyrings"
 DISTRIBUTION_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
@@ -55,10 +56,6 @@ class Source:
     key: str
 
     @property
-    def file(self) -> str:
-        return f"{FOLDER}/gpuboot-{self.name}.sources"
-
-    @property
     def pinned(self) -> bool:
         """Whether the key is named by its fingerprint, so that we fetch it."""
         return not self.key.startswith("/")
@@ -75,10 +72,6 @@ class OwnArchive:
 
     codename: str
     name: ClassVar[str] = "distribution"
-
-    @property
-    def file(self) -> str:
-        return f"{FOLDER}/gpuboot-{self.name}.sources"
 
 
 @dataclass(frozen=True)
@@ -97,8 +90,8 @@ class PackageSources:
                     return Pending(f"the key of {source.name} is not there")
             elif isinstance(source, Source) and not host.exists(source.key_file):
                 raise GpubootError(KEY_MISSING, f"sources.{source.name}.key: no {source.key_file}")
-            if host.read(source.file) != text(host, source):
-                return Pending(f"{source.file} is not written")
+        if host.read(FILE) != text(host, self.sources):
+            return Pending(f"{FILE} is not written")
         names = " and ".join(source.name for source in self.sources)
         return Ok(f"apt has the sources {names}")
 
@@ -108,13 +101,13 @@ class PackageSources:
             for source in self.sources
             if isinstance(source, Source) and not _has_key(host, source)
         }
-        return {**keys, **{source.file: text(host, source) for source in self.sources}}
+        return {**keys, FILE: text(host, self.sources)}
 
     def apply(self, host: Host) -> None:
         for source in self.sources:
             if isinstance(source, Source):
                 _provide_key(host, source)
-            host.write(source.file, text(host, source))
+        host.write(FILE, text(host, self.sources))
 
 
 def addresses(host: Host, wanted: Sequence[Source | OwnArchive]) -> list[str]:
@@ -142,25 +135,27 @@ def _first_mirror(host: Host, url: str) -> str:
     return file if kind == "file" else url
 
 
-def text(host: Host, source: Source | OwnArchive, *, keys: Path | None = None) -> str:
-    """The source in apt's deb822 form. Raises GB212.
+def text(host: Host, wanted: Sequence[Source | OwnArchive], *, keys: Path | None = None) -> str:
+    """The sources in apt's deb822 form. Raises GB212.
 
     With `keys` a pinned key is fetched into that folder and named there. Raises GB211 then.
     """
+    head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
+    return head + "\n".join(one for source in wanted for one in _stanzas(host, source, keys))
+
+
+def _stanzas(host: Host, source: Source | OwnArchive, keys: Path | None) -> list[str]:
     if isinstance(source, OwnArchive):
-        stanzas = [
+        return [
             _stanza(url, suite, signed_by)
             for url, suite, signed_by in _own_archives(host, source.codename)
         ]
-    else:
-        url = f"file:{source.url}" if source.url.startswith("/") else source.url
-        key = source.key_file
-        if keys and not _has_key(host, source):
-            key = str(keys / f"{source.name}.asc")
-            Path(key).write_text(_download_key(host, source), encoding="utf-8")
-        stanzas = [_stanza(url, source.suite, key)]
-    head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
-    return head + "\n".join(stanzas)
+    url = f"file:{source.url}" if source.url.startswith("/") else source.url
+    key = source.key_file
+    if keys and not _has_key(host, source):
+        key = str(keys / f"{source.name}.asc")
+        Path(key).write_text(_download_key(host, source), encoding="utf-8")
+    return [_stanza(url, source.suite, key)]
 
 
 def _stanza(url: str, suite: str, signed_by: str | None) -> str:
@@ -178,13 +173,10 @@ def _own_archives(host: Host, codename: str) -> list[tuple[str, str, str | None]
     Security updates belong to it: Debian's newest driver is there. The key is the entry's own,
     or none if it names none: apt refuses two entries of one archive with different keys.
     """
-    form = "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)"
-    # Without release information it also answers before the first update.
-    argv = ["apt-get", "indextargets", "--no-release-info", "--format", form]
     found: list[tuple[str, str, str | None]] = []
-    for line in dict.fromkeys(host.must(argv).splitlines()):
+    for line in dict.fromkeys(apt.targets(host)):
         site, suite, component, created_by, entry = [*line.split(), "", "", "", "", ""][:5]
-        if entry.startswith(f"{FOLDER}/gpuboot-"):
+        if entry.startswith(f"{FOLDER}/gpuboot"):
             continue
         if component == "main" and created_by == "Packages" and suite.startswith(codename):
             found.append((site.rstrip("/"), suite, _signed_by(host, entry)))

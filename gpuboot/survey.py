@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gpuboot import apt, config, facts, plan, preflight, rancher, release, rke2, sources
+from gpuboot import apt, aptfailure, config, facts, plan, preflight, rancher, release, rke2, sources
 from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.findings import ROOT_ONLY
@@ -61,10 +61,12 @@ def survey(host: Host, *, root: bool) -> list[Trouble]:
 
 def warnings(host: Host) -> list[str]:
     """What would stop no walk and is unwise all the same; none of a wrong configuration."""
+    wrong = apt.unreadable(host)
+    found = [f"apt cannot read the node's sources: {wrong}"] if wrong else []
     try:
-        return config.unwise(config.load(host))
+        return [*found, *config.unwise(config.load(host))]
     except GpubootError:
-        return []  # told as a trouble
+        return found  # told as a trouble
 
 
 def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
@@ -205,7 +207,7 @@ class Servers:
 
     def _local(self, address: str) -> Iterator[Trouble]:
         if not any(self._host.exists(name) for name in _either(address)):
-            yield _trouble(apt.SOURCE_FAILED, f"there is no {address}", f"ls {address}")
+            yield _trouble(aptfailure.SOURCE_FAILED, f"there is no {address}", f"ls {address}")
 
     def _remote(self, address: str) -> Iterator[Trouble]:
         name = urlsplit(address).hostname or ""

@@ -260,9 +260,10 @@ class Machine:
         ))  # fmt: skip
 
     def _apt_get(self, argv: list[str]) -> Result:
+        if argv[0] == "indextargets":
+            return Result(0)
         if argv[-1] == "update":
-            sources = self.path("/etc/apt/sources.list.d")
-            assert len(list(sources.glob("gpuboot-*.sources"))) == 2
+            assert self.path("/etc/apt/sources.list.d/gpuboot.sources").exists()
             self.disk.write("/var/lib/apt/lists/archive_InRelease")
             return Result(0)
         wanted = argv[argv.index("install") + 1 :]

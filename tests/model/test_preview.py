@@ -288,13 +288,13 @@ def test_what_nothing_vouches_for_is_said(folder: Path) -> None:
 def test_on_a_live_node_what_is_disruptive_is_drift_and_not_planned(folder: Path) -> None:
     machine = prepare(folder / "node", fresh)
     assert live(machine) == 0
-    for name in ("/etc/modprobe.d/gpuboot.conf", "/etc/apt/sources.list.d/gpuboot-toolkit.sources"):
+    for name in ("/etc/modprobe.d/gpuboot.conf", "/etc/apt/sources.list.d/gpuboot.sources"):
         machine.path(name).unlink()
     machine.save("holds", [])
     found = planned(machine)
     assert states(found)["nouveau-blocked"] == states(found)["packages"] == "drift"
     assert states(found)["package-sources"] == "pending"
-    assert names(found) == {"/etc/apt/sources.list.d/gpuboot-toolkit.sources"}
+    assert names(found) == {"/etc/apt/sources.list.d/gpuboot.sources"}
     assert (found["packages"], found["held"]) == ([], [])
     assert "next: drain the node, then reboot" in click.unstyle(show.plan(found))
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.rehearsal import hardware
@@ -45,19 +45,24 @@ CONTROL_FILES = frozenset({"control", "conffiles", "triggers"}) | SCRIPTS
 MAINTAINER = "gpuboot rehearsal <rehearsal@archive.lab>"
 IDENTITY = "gpuboot rehearsal archive"
 ARCHITECTURES = ("amd64", "all")
+VALID_UNTIL = "Valid-Until"
 
 
 # -- keys -------------------------------------------------------------------------------------
 
 
-def signing_key(folder: Path) -> Path:
-    """A GNUPGHOME with one key, made once; the public key, as apt's signed-by wants it."""
+def signing_key(folder: Path, expires: str = "never", words: Sequence[str] = ()) -> Path:
+    """A GNUPGHOME with one key, made once; the public key, as apt's signed-by wants it.
+
+    `words` are for gpg as it makes the key, such as another time of day.
+    """
     public = folder / "archive.gpg"
     if public.exists():
         return public
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    _gpg(folder, "--passphrase", "", "--quick-generate-key", IDENTITY, "rsa3072", "sign", "never")
+    kind = ("rsa3072", "sign", expires)
+    _gpg(folder, *words, "--passphrase", "", "--quick-generate-key", IDENTITY, *kind)
     _gpg(folder, "--output", str(public), "--export", IDENTITY)
     _gpg(folder, "--armor", "--output", str(folder / "archive.asc"), "--export", IDENTITY)
     subprocess.run(["gpgconf", "--homedir", str(folder), "--kill", "all"], check=True)
@@ -109,8 +114,7 @@ def _build(component: Path, folder: Path, words: Mapping[str, str]) -> None:
             _compile(package, tree, words)
             _pack(tree, folder)
     for line in _lines(component / "empty"):
-        with tempfile.TemporaryDirectory() as scratch:
-            _pack(_empty(Path(scratch) / "tree", _fill(line, words)), folder)
+        pack_empty(_fill(line, words), folder)
 
 
 def _lines(path: Path) -> list[str]:
@@ -190,6 +194,12 @@ def _blank(folder: Path, stem: str, version: str) -> None:
     (folder / f"{stem}.1").symlink_to(f"{stem}.{version}")
 
 
+def pack_empty(line: str, folder: Path) -> None:
+    """A package without a file, of a line that says its name, version and section."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _pack(_empty(Path(scratch) / "tree", line), folder)
+
+
 def _empty(tree: Path, line: str) -> Path:
     name, version, section = line.split()
     control = f"Package: {name}\nVersion: {version}\nSection: {section}\nDescription: stand-in\n"
@@ -252,13 +262,23 @@ def publish_suite(folder: Path, debian: str, pools: Mapping[str, Path], key_fold
     })  # fmt: skip
 
 
-def publish_flat(folder: Path, debs: Path, key_folder: Path) -> None:
-    """A flat signed repository (`deb … /`), with its key in ASCII armour at `gpgkey`."""
+def publish_flat(
+    folder: Path,
+    debs: Path,
+    key_folder: Path,
+    fields: Mapping[str, str] | None = None,
+    words: Sequence[str] = (),
+) -> None:
+    """A flat signed repository (`deb … /`), with its key in ASCII armour at `gpgkey`.
+
+    `fields` are the index's own beside or instead of the usual ones; `words` are for gpg.
+    """
     signing_key(key_folder)
     folder.mkdir(parents=True, exist_ok=True)
     _fill_pool(folder, debs)
     _write_packages(folder, folder, ".")
-    _sign(folder, key_folder, {"Origin": "gpuboot rehearsal", "Label": "gpuboot toolkit"})
+    usual = {"Origin": "gpuboot rehearsal", "Label": "gpuboot toolkit"}
+    _sign(folder, key_folder, {**usual, **(fields or {})}, words)
     shutil.copy(key_folder / "archive.asc", folder / "gpgkey")
 
 
@@ -284,14 +304,20 @@ def _write_packages(index: Path, root: Path, pool: str) -> None:
     subprocess.run(["gzip", "-9nkf", str(index / "Packages")], check=True)
 
 
-def _sign(dist: Path, key_folder: Path, fields: Mapping[str, str]) -> None:
-    options = [f"-oAPT::FTPArchive::Release::{name}={value}" for name, value in fields.items()]
+def _sign(
+    dist: Path, key_folder: Path, fields: Mapping[str, str], words: Sequence[str] = ()
+) -> None:
+    known = {name: value for name, value in fields.items() if name != VALID_UNTIL}
+    options = [f"-oAPT::FTPArchive::Release::{name}={value}" for name, value in known.items()]
     for name in ("Release", "InRelease", "Release.gpg"):
         (dist / name).unlink(missing_ok=True)
     release = _ftparchive(dist, *options, "release", ".")
+    if VALID_UNTIL in fields:  # apt-ftparchive knows only times to come
+        release = f"{VALID_UNTIL}: {fields[VALID_UNTIL]}\n".encode() + release
     (dist / "Release").write_bytes(release)
-    _gpg(key_folder, "--clearsign", "--output", str(dist / "InRelease"), str(dist / "Release"))
-    _gpg(key_folder, "--armor", "--detach-sign", "--output", str(dist / "Release.gpg"),
+    _gpg(key_folder, *words, "--clearsign", "--output", str(dist / "InRelease"),
+         str(dist / "Release"))  # fmt: skip
+    _gpg(key_folder, *words, "--armor", "--detach-sign", "--output", str(dist / "Release.gpg"),
          str(dist / "Release"))  # fmt: skip
     subprocess.run(["gpgconf", "--homedir", str(key_folder), "--kill", "all"], check=True)
 

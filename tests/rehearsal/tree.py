@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import archive, cluster, hardware, lab, packages, release
+from tests.rehearsal import archive, cluster, hardware, lab, packages, release, strange
 from tests.rehearsal.command import run
 from tests.rehearsal.packages import Kernel
 from tests.rehearsal.report import RigError, say
@@ -159,7 +159,7 @@ def _archive(debian: str, kernel: Kernel) -> Path:
 
     And the suite again, as it is when a newer driver has come.
     """
-    inputs = [_here("archive.py"), _here("hardware.py"), _here("standins")]
+    inputs = [*map(_here, ("archive.py", "hardware.py", "standins", "strange.py"))]
     debs = _debs(debian)
     folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *kernel])}"
     if not folder.is_dir():
@@ -175,6 +175,7 @@ def _archive(debian: str, kernel: Kernel) -> Path:
             suite = {path.name: path for path in sorted(source.iterdir()) if path.name != "toolkit"}
             archive.publish_suite(partial / name, debian, suite, KEYS)
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
+        strange.publish(partial / "strange", pools / "toolkit", KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
         shutil.rmtree(pools)
         shutil.rmtree(partial / "later-pools")

@@ -1,101 +1,13 @@
-"""What apt and dpkg say, and what it means."""
+"""apt as we call it: what it is asked, and what is read from its answers."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from gpuboot import apt
+from gpuboot import apt, aptfailure
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
-from tests.unit.node import DATA, Node
-
-HEADING = re.compile(r"^## (GB\d+) (retry|final): (.*)$\n", re.MULTILINE)
-
-
-def blocks() -> list[tuple[str, bool, str, str]]:
-    """Code, whether another try helps, title and text of each block of apt-errors.md."""
-    _, *parts = HEADING.split((DATA / "apt-errors.md").read_text(encoding="utf-8"))
-    rows = zip(*(iter(parts),) * 4, strict=True)
-    return [
-        (code, retry == "retry", title.removesuffix(" (texts)"), text)
-        for code, retry, title, text in rows
-    ]
-
-
-BLOCKS = [
-    pytest.param(
-        code, retry, text, id=title,
-    )
-    for code, retry, title, text in blocks()
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("code", "retry", "text"), BLOCKS)
-@pytest.mark.parametrize("stream", ["out", "err"])
-def test_a_failure_is_told_by_its_cause(code: str, text: str, stream: str, *, retry: bool) -> None:
-    result = Result(100, text) if stream == "out" else Result(100, err=text)
-    error = apt.failure(result)
-    assert (error.code.id, error.retry) == (code, retry)
-
-
-def test_the_evidence_is_what_apt_calls_errors_and_warnings() -> None:
-    _, _, _, text = next(block for block in blocks() if block[2] == "signed by another key")
-    error = apt.failure(Result(100, text))
-    assert error.evidence.splitlines()[-1].startswith("E: The repository")
-    assert "Reading package lists" not in error.evidence
-    assert "NO_PUBKEY 7E184EC218310D4E" in error.message
-
-
-def said(title: str) -> GpubootError:
-    """The failure that the block of this title tells of."""
-    return apt.failure(Result(100, next(text for _, _, name, text in blocks() if name == title)))
-
-
-@pytest.mark.parametrize(
-    ("title", "message"),
-    [
-        ("apt 3, signed by another key", "Missing key FA59D52CB407D8E2F871988C9478D070B87A8EBA"),
-        ("apt 3, the key has expired", "Expired on 2025-01-31T00:00:00Z"),
-        ("apt 3, the key is bound to its name by SHA-1", "SHA1 is not considered secure since"),
-        ("apt 3, the clock is behind", "Not live until 2026-12-02T23:30:00Z"),
-        ("apt 3, the key file is gone", 'Failed to parse keyring "/root/absent.gpg"'),
-    ],
-)
-def test_a_refused_signature_is_told_with_its_source_and_why(title: str, message: str) -> None:
-    error = said(title)
-    assert "http://mirror/debian trixie InRelease: " in error.message
-    assert message in error.message
-    assert "  " not in error.message
-
-
-def test_a_clock_that_is_behind_is_what_to_look_at_first() -> None:
-    behind = [error for *_, text in blocks() if (error := apt.failure(Result(100, text))).hint
-              == apt.CLOCK_HINT]  # fmt: skip
-    assert said("apt 3, the clock is behind").hint == apt.CLOCK_HINT
-    assert len(behind) == 3
-    assert {error.code for error in behind} == {apt.SIGNATURE_REFUSED}
-
-
-def test_the_evidence_of_a_conflict_names_the_packages() -> None:
-    assert said("held packages").evidence.splitlines() == [
-        "The following packages have unmet dependencies:",
-        " nvidia-kernel-dkms : Depends: nvidia-installer-cleanup but it is not installable",
-        "E: Unable to correct problems, you have held broken packages.",
-    ]
-    conflict = said("apt 3, a dependency that nobody has").evidence
-    assert "\n   2. a:amd64 Depends not-there\n" in conflict
-
-
-def test_that_a_source_is_there_twice_is_no_evidence() -> None:
-    evidence = said("apt 3, the lists are locked").evidence
-    assert evidence.splitlines()[-1] == "E: Unable to lock directory /var/lib/apt/lists/"
-
-
-def test_a_failure_without_any_error_line_shows_the_end_of_what_was_said() -> None:
-    assert apt.failure(Result(1, "something\nelse\n")).evidence == "something\nelse"
-
+from tests.unit.node import Node
 
 # -- what is installed
 
@@ -209,42 +121,237 @@ def test_held_packages_are_a_set(node: Node) -> None:
     assert apt.held(node.host) == {"libcuda1", "nvidia-smi"}
 
 
+def test_what_is_only_installed_is_offered_by_no_source(node: Node) -> None:
+    node.answers["apt-cache policy"] = POLICY + ONLY_INSTALLED
+    known = apt.policy(node.host, ["libcuda1", "linux-headers-amd64"])
+    assert known["linux-headers-amd64"].versions == {
+        "6.12.118-1": ("http://mirror/debian trixie/main amd64 Packages",)
+    }
+    assert (known["libcuda1"].installed, known["libcuda1"].candidate) == ("580.1-1", "580.1-1")
+    assert known["libcuda1"].offered == "535.2-1"
+    assert known["base-files"].offered == "12.4+deb12u15"
+
+
+# A package that came from elsewhere, as apt 2.6.2 tells of it.
+ONLY_INSTALLED = """\
+libcuda1:
+  Installed: 580.1-1
+  Candidate: 580.1-1
+  Version table:
+ *** 580.1-1 100
+        100 /var/lib/dpkg/status
+     535.2-1 500
+        500 http://mirror/debian bookworm/non-free amd64 Packages
+"""
+
+
 # -- how apt is called
 
 
+class Calls:
+    """apt-get and its like, each ending as `says` has it; what was called in a walk."""
+
+    def __init__(self, node: Node, *says: Result) -> None:
+        self.made: list[Command] = []
+        self._says = list(says)
+        node.answers |= {"apt-get": self, "apt-mark": self, "apt-get indextargets": Result(0)}
+
+    def __call__(self, command: Command) -> Result:
+        self.made.append(command)
+        return self._says.pop(0) if self._says else Result(0)
+
+    @property
+    def verbs(self) -> list[str]:
+        """What apt was asked for, with a star where it was to read our sources alone."""
+        return [
+            next(word for word in call.argv if word in ("update", "install", "hold"))
+            + ("*" if set(apt.ONLY) <= set(call.argv) else "")
+            for call in self.made
+        ]
+
+
 def test_apt_asks_nothing_restarts_nothing_and_is_never_stopped_by_us(node: Node) -> None:
-    calls: list[Command] = []
-
-    def call(command: Command) -> Result:
-        calls.append(command)
-        return Result(0)
-
-    node.answers |= {
-        "apt-get": call,
-    }
+    calls = Calls(node)
     proxy = {"http_proxy": "http://p"}
     apt.update(node.host, proxy)
     apt.install(node.host, ["dkms", "nvidia-smi=1"], proxy)
     apt.fix_broken(node.host, ["dkms=1"], proxy)
     apt.fix_broken(node.host, [], proxy)
-    assert len(calls) == 4
-    for command in calls:
+    assert len(calls.made) == 4
+    for command in calls.made:
         assert command.patient
+        assert command.input is None  # and so the end of file is all that it can read
         assert command.env == {
-            "DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", **proxy,
+            "DEBIAN_FRONTEND": "noninteractive", "DEBCONF_NONINTERACTIVE_SEEN": "true",
+            "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none",
+            "APT_LISTBUGS_FRONTEND": "none", "UCF_FORCE_CONFFOLD": "1", **proxy,
         }  # fmt: skip
-    assert all("--yes" in command.argv for command in calls if command.argv[0] == "apt-get")
-    assert calls[1].argv[-2:] == ("dkms", "nvidia-smi=1")
+    assert all("--yes" in command.argv for command in calls.made)
+    for command in calls.made[1:]:
+        assert "Dpkg::Options::=--force-confold" in command.argv
+    assert calls.made[1].argv[-2:] == ("dkms", "nvidia-smi=1")
 
 
-def test_a_failed_update_is_raised_with_its_meaning(node: Node) -> None:
-    node.answers["apt-get"] = Result(100, err="E: Failed to fetch http://x  Could not resolve 'x'")
+def test_a_failed_update_is_raised_with_its_meaning_and_the_sources_entry(node: Node) -> None:
+    refused = Result(100, err="E: Failed to fetch http://x/debian/InRelease  Could not resolve 'x'")
+    Calls(node, refused, refused)
+    node.answers["apt-get indextargets"] = (
+        "http://x/ a main Packages /etc/apt/sources.list:1\n"
+        f"http://x/debian / Packages {apt.FILE}:2\n"
+    )
     with pytest.raises(GpubootError) as caught:
         apt.update(node.host, {})
-    assert caught.value.code is apt.SOURCE_FAILED
+    assert caught.value.code is aptfailure.SOURCE_FAILED
+    assert caught.value.message.endswith(f"Could not resolve 'x' ({apt.FILE}:2)")
 
 
-def test_an_apt_that_was_killed_is_told_as_such() -> None:
-    found = apt.failure(Result(-9, "Unpacking dkms ...\n"))
-    assert (found.code, found.retry) == (apt.INSTALL_FAILED, True)
-    assert found.message == "apt-get was killed by signal 9"
+FOREIGN = Result(100, err="E: The repository 'http://them x Release' is not signed.")
+
+
+def test_a_source_that_is_not_ours_is_named_and_stops_nobody(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = Calls(node, FOREIGN)
+    node.answers["apt-get indextargets"] = (
+        "http://them x main Packages /etc/apt/sources.list.d/them.list:3\n"
+    )
+    apt.obtain(node.host, lambda: ["dkms"], {})
+    assert calls.verbs == ["update", "update*", "install*"]
+    assert "is broken: E: The repository 'http://them x Release' is not signed." in caplog.text
+    assert "(/etc/apt/sources.list.d/them.list:3)" in caplog.text
+
+
+def test_a_source_of_ours_that_fails_beside_a_foreign_one_is_the_error(node: Node) -> None:
+    Calls(node, FOREIGN, Result(100, err="E: Failed to fetch http://ours/InRelease  503 x"))
+    with pytest.raises(GpubootError, match="http://ours/InRelease"):
+        apt.obtain(node.host, lambda: ["dkms"], {})
+
+
+def test_sources_that_apt_cannot_read_hide_none_of_the_others(node: Node) -> None:
+    broken = Result(100, err="E: Malformed entry 1 in list file /x.list (Suite)\n"
+                             "E: The list of sources could not be read.\n")  # fmt: skip
+
+    def listed(command: Command) -> Result:
+        good = "http://deb/debian x main Packages /etc/apt/sources.list.d/good.sources:1\n"
+        alone = [word for word in command.argv if word.startswith("Dir::Etc::SourceList=")]
+        return Result(0, good) if alone and alone[0].endswith("/good.sources") else broken
+
+    for name in ("good.sources", "bad.list", "noted.txt"):
+        node.put(f"{apt.FOLDER}/{name}")
+    node.answers["apt-get indextargets"] = listed
+    assert apt.targets(node.host) == [
+        "http://deb/debian x main Packages /etc/apt/sources.list.d/good.sources:1"
+    ]
+    assert apt.unreadable(node.host) == "Malformed entry 1 in list file /x.list (Suite)"
+
+
+GONE = Result(100, err="E: Failed to fetch http://m/a_1.deb  404  Not Found [IP: 1.2.3.4 80]\n"
+                       "E: Unable to fetch some archives, maybe run apt-get update")  # fmt: skip
+DAMAGED = Result(100, err="E: Failed to fetch http://m/Packages  Hash Sum mismatch")
+PAST_CACHES = set(apt.PAST_CACHES)
+
+
+def test_stale_lists_are_read_once_more_at_once_past_every_cache(node: Node) -> None:
+    asked: list[list[str]] = [["a=1"], ["a=2"]]
+    calls = Calls(node, Result(0), GONE)
+    apt.obtain(node.host, lambda: asked.pop(0), {})
+    assert calls.verbs == ["update", "install*", "update", "install*"]
+    assert [set(call.argv) >= PAST_CACHES for call in calls.made] == [False, False, True, True]
+    assert calls.made[-1].argv[-1] == "a=2"  # what is to be had is looked up anew
+
+
+def test_an_index_that_is_damaged_is_read_once_more_at_once(node: Node) -> None:
+    calls = Calls(node, DAMAGED, DAMAGED)
+    apt.obtain(node.host, lambda: ["a"], {})
+    assert calls.verbs == ["update", "update*", "update", "install*"]
+
+
+def test_lists_that_stay_stale_are_waited_for_under_a_code_of_their_own(node: Node) -> None:
+    calls = Calls(node, Result(0), GONE, Result(0), GONE)
+    with pytest.raises(GpubootError) as caught:
+        apt.obtain(node.host, lambda: ["a"], {})
+    assert (caught.value.code.id, caught.value.retry) == ("GB207", True)
+    assert calls.verbs.count("install*") == 2
+
+
+def test_a_state_of_apts_own_is_read_at_once_and_with_no_other_sources(node: Node) -> None:
+    calls = Calls(node)
+    apt.update(node.host, {}, ["-c", "/private/apt.conf"])
+    assert calls.verbs == ["update"]
+    assert "/private/apt.conf" in calls.made[0].argv
+
+
+def test_a_source_that_apt_cannot_read_keeps_nothing_from_being_held_or_mended(node: Node) -> None:
+    broken = Result(100, err="E: The list of sources could not be read.")
+    calls = Calls(node, broken, Result(0), broken, Result(0))
+    apt.hold(node.host, ["dkms"])
+    apt.fix_broken(node.host, [], {})
+    assert calls.verbs == ["hold", "hold*", "install", "install*"]
+
+
+# -- what our sources lack
+
+THEIRS = """\
+linux-headers-6.1.0-50-amd64:
+  Installed: (none)
+  Candidate: 6.1.170-1
+  Version table:
+     6.1.170-1 500
+        500 http://security/debian bookworm-security/main amd64 Packages
+"""
+UNMET = Result(
+    100,
+    err="The following packages have unmet dependencies:\n"
+    " libc6-dev : Depends: libc6 (= 1) but 2 is to be installed\n"
+    "E: Unable to correct problems, you have held broken packages.\n",
+)
+
+
+def known_elsewhere(node: Node) -> None:
+    """Our sources have nvidia-smi; the headers are in one of the node's own."""
+
+    def answer(command: Command) -> Result:
+        if set(apt.ONLY) <= set(command.argv):
+            ours = (
+                "nvidia-smi:\n  Installed: (none)\n  Candidate: 1\n  Version table:\n     1 500\n"
+            )
+            return Result(0, f"{ours}        500 http://mirror bookworm/main amd64 Packages\n")
+        return Result(0, THEIRS)
+
+    node.answers["apt-cache policy"] = answer
+
+
+def test_of_what_our_sources_lack_everybodys_are_asked(node: Node) -> None:
+    known_elsewhere(node)
+    known = apt.policy(node.host, ["nvidia-smi", "linux-headers-6.1.0-50-amd64"])
+    assert {name: one.offered for name, one in known.items()} == {
+        "nvidia-smi": "1", "linux-headers-6.1.0-50-amd64": "6.1.170-1",
+    }  # fmt: skip
+
+
+def test_where_everybodys_cannot_be_read_only_ours_are_known(node: Node) -> None:
+    def answer(command: Command) -> Result:
+        return Result(0) if set(apt.ONLY) <= set(command.argv) else Result(100, err="E: Malformed")
+
+    node.answers["apt-cache policy"] = answer
+    assert apt.policy(node.host, ["nvidia-smi"]) == {}
+
+
+@pytest.mark.parametrize(
+    "refusal", [UNMET, Result(100, err="E: Unable to locate package linux-headers-6.1.0-50-amd64")]
+)
+def test_what_ours_lack_may_come_from_anybody_and_all_else_just_from_ours(
+    node: Node, refusal: Result
+) -> None:
+    known_elsewhere(node)
+    calls = Calls(node, refusal)
+    apt.install(node.host, ["nvidia-smi", "linux-headers-6.1.0-50-amd64", "toolkit=2"], {})
+    assert calls.verbs == ["install*", "install"]
+    assert calls.made[1].argv[-3:] == ("nvidia-smi=1", "linux-headers-6.1.0-50-amd64", "toolkit=2")
+
+
+def test_a_transaction_that_fails_otherwise_is_tried_with_no_other_sources(node: Node) -> None:
+    calls = Calls(node, Result(100, err="dpkg: error processing package dkms (--configure):"))
+    with pytest.raises(GpubootError, match="failed to configure dkms"):
+        apt.install(node.host, ["dkms"], {})
+    assert calls.verbs == ["install*"]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gpuboot import apt, dpkg
+from gpuboot import aptfailure, dpkg
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from tests.unit.node import Node
+from tests.unit.test_aptlock import held
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,8 @@ class Dpkg:
         self.simulated: Callable[[Command], Result] = self._simulated
         node.put(dpkg.STATUS, STATUS)
         node.answers |= {
-            "dpkg --audit": lambda _: Result(0, self.mess), "dpkg --force-confold": self._dpkg,
+            "dpkg --audit": lambda _: Result(0, self.mess),
+            "dpkg --force-confdef,confold": self._dpkg,
             "dpkg-query": "reinstreq\tdkms\nok\tgcc-12\n", "apt-get": self._apt,
             "env": self._fetch, "apt-mark": "",
         }  # fmt: skip
@@ -160,4 +162,73 @@ def test_what_no_repair_mends_is_an_error(node: Node, says: int) -> None:
     Dpkg(node, mended_by="nothing", says=says)
     with pytest.raises(GpubootError) as caught:
         dpkg.mend(node.host, wanted, {})
-    assert (caught.value.code, caught.value.retry) == (apt.INSTALL_FAILED, True)
+    assert (caught.value.code, caught.value.retry) == (aptfailure.INSTALL_FAILED, True)
+
+
+# -- other people's packages
+
+FAILING = STATUS.replace("reinstreq half-installed", "ok installed").replace(
+    "Package: gcc-12\nStatus: install ok unpacked",
+    "Package: theirs\nStatus: install ok half-configured",
+)
+
+
+def test_a_package_of_somebody_elses_that_stays_broken_stops_nobody(node: Node) -> None:
+    state = Dpkg(node, mended_by="nothing")
+    node.put(dpkg.STATUS, FAILING)
+    node.answers["dpkg-query"] = "ok\ttheirs\n"
+    assert dpkg.mend(node.host, wanted, {}) == {"theirs": "half-configured"}
+    assert state.asked[0] == "configure"
+    assert dpkg.told(dpkg.unsound(node.host)) == ("theirs, which is not ours, is half-configured",)
+
+
+def test_where_ours_lack_nothing_no_archive_is_asked_for_other_peoples(node: Node) -> None:
+    state = Dpkg(node, mended_by="nothing")
+    node.put(dpkg.STATUS, FAILING)
+    assert dpkg.mend(node.host, wanted, {}, lacking=False) == {"theirs": "half-configured"}
+    assert state.asked == ["configure"]
+    assert not [line for line in node.ran if line.startswith("apt-get")]
+
+
+def test_a_part_of_a_package_that_no_source_has_is_named_with_what_to_type(node: Node) -> None:
+    Dpkg(node, mended_by="nothing")
+    node.answers |= {
+        "dpkg-query": "reinstreq\ttheirs\n",
+        "env": Result(100, err="E: Can't find a source to download version '1' of 'theirs:amd64'"),
+    }
+    with pytest.raises(GpubootError) as caught:
+        dpkg.mend(node.host, wanted, {})
+    error = caught.value
+    assert (error.code.id, error.retry) == ("GB218", True)
+    assert error.message == "theirs is half installed, and no source has it any more"
+    assert error.hint == "dpkg --remove --force-remove-reinstreq theirs"
+
+
+def test_what_is_half_done_is_no_trouble_while_dpkg_is_at_work(node: Node) -> None:
+    Dpkg(node, mended_by="nothing")
+    assert dpkg.unsound(node.host) == {"dkms": "half-installed", "gcc-12": "unpacked"}
+    lock = "/var/lib/dpkg/lock-frontend"
+    node.put(lock)
+    with held(node.root / lock.lstrip("/")):
+        assert dpkg.unsound(node.host) == {}
+
+
+def test_records_that_no_package_accounts_for_are_trouble_too(node: Node) -> None:
+    node.answers["dpkg --audit"] = ""
+    node.put("/var/lib/dpkg/updates/0001")
+    assert dpkg.unsound(node.host) == {dpkg.BROKEN_RECORDS: "interrupted"}
+
+
+def test_nothing_is_asked_while_dpkg_configures(node: Node) -> None:
+    calls: list[Command] = []
+
+    def call(command: Command) -> Result:
+        calls.append(command)
+        return Result(0)
+
+    node.answers["dpkg"] = call
+    dpkg.configure(node.host, {})
+    [command] = calls
+    assert command.argv == ("dpkg", "--force-confdef,confold", "--configure", "--pending")
+    assert command.env["DEBIAN_FRONTEND"] == "noninteractive"
+    assert command.patient

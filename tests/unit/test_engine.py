@@ -101,6 +101,18 @@ def test_what_is_pending_is_applied_and_looked_at_again(road: Road, kind: type[G
     assert road.record.doing is None
 
 
+def test_what_a_step_says_while_it_is_applied_is_told_at_once(road: Road) -> None:
+    def apply() -> None:
+        road.node.host.tell("waiting for apt (pid 1)")
+        road.node.host.tell("")
+
+    road.walk([Gentle([Pending("not yet"), Ok("now")], on_apply=apply)])
+    assert [reason for _, _, reason in road.news] == [
+        "not yet", "waiting for apt (pid 1)", "not yet", "now",
+    ]  # fmt: skip
+    assert {state for _, state, _ in road.news} == {"running", "ok"}
+
+
 def test_the_intent_is_on_disk_while_a_step_is_applied(road: Road) -> None:
     seen: list[str] = []
     file = "/var/lib/gpuboot/checkpoint.json"

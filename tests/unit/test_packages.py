@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gpuboot import packages
+from gpuboot import apt, packages
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.packages import TOOLKIT, Packages
@@ -139,13 +139,13 @@ def test_a_toolkit_of_mixed_or_other_versions_is_put_right(
 
 def test_an_interrupted_dpkg_is_ended_first(dpkg: Dpkg) -> None:
     dpkg.node.answers["dpkg --audit"] = "half configured: nvidia-kernel-dkms\n"
-    assert reason(step().check(dpkg.node.host), Pending) == "dpkg was interrupted"
+    assert reason(step().check(dpkg.node.host), Pending).startswith("dpkg was interrupted")
 
     def configure(_: Command) -> Result:
         dpkg.node.answers["dpkg --audit"] = ""
         return Result(0)
 
-    dpkg.node.answers["dpkg --force-confold --configure"] = configure
+    dpkg.node.answers["dpkg --force-confdef,confold --configure"] = configure
     assert reason(settled(dpkg.node, step()), Ok)
 
 
@@ -171,3 +171,153 @@ def test_all_packages_that_no_source_has_are_named(dpkg: Dpkg, gone: list[str], 
 
 def test_a_proxys_password_is_not_in_the_steps_text() -> None:
     assert "horse" not in repr(step())
+
+
+# -- other people's packages and sources
+
+THEIRS = "Package: theirs\nStatus: install ok half-configured\nVersion: 1\n"
+FAILED = """\
+dpkg: error processing package theirs (--configure):
+ installed theirs package post-installation script subprocess returned error exit status 3
+Errors were encountered while processing:
+ theirs
+E: Sub-process /usr/bin/dpkg returned an error code (1)
+"""
+
+
+def broken(dpkg: Dpkg) -> None:
+    """A package of somebody else's whose script fails whenever dpkg tries it."""
+    dpkg.node.put("/var/lib/dpkg/status", THEIRS)
+    dpkg.node.answers |= {
+        "dpkg --audit": "only half configured: theirs\n",
+        "dpkg --force-confdef,confold": Result(1, err=FAILED),
+    }
+    get = dpkg.get
+
+    def failing(command: Command) -> Result:
+        get(command)
+        return Result(100, err=FAILED) if "install" in command.argv else Result(0)
+
+    dpkg.node.answers["apt-get"] = failing
+
+
+def test_a_package_of_somebody_elses_that_fails_does_not_stop_ours(dpkg: Dpkg) -> None:
+    broken(dpkg)
+    wanted = step()
+    assert reason(wanted.check(dpkg.node.host), Pending) == "dpkg was interrupted: theirs"
+    found = settled(dpkg.node, wanted)
+    assert isinstance(found, Ok)
+    assert found.drift == ("theirs, which is not ours, is half-configured",)
+    assert found.code
+    assert found.code.id == "GB218"
+    assert str(found.hint).startswith("dpkg --configure theirs ")
+
+
+def test_on_a_node_that_has_all_it_is_tried_once_a_walk_without_network(dpkg: Dpkg) -> None:
+    step().apply(dpkg.node.host)
+    broken(dpkg)
+    dpkg.node.ran.clear()
+    wanted = step()
+    assert reason(wanted.check(dpkg.node.host), Pending)
+    assert reason(settled(dpkg.node, wanted), Ok)
+    assert not [line for line in dpkg.node.ran if line.startswith("apt-get")]
+
+
+def test_a_package_of_ours_that_fails_is_the_error(dpkg: Dpkg) -> None:
+    told = Result(100, err=FAILED.replace("theirs", "nvidia-kernel-dkms"))
+    dpkg.node.answers["apt-get install"] = told
+
+    def get(command: Command) -> Result:
+        return told if "install" in command.argv else Result(0)
+
+    dpkg.node.answers["apt-get"] = get
+    with pytest.raises(GpubootError, match="failed to configure nvidia-kernel-dkms") as caught:
+        step().apply(dpkg.node.host)
+    assert caught.value.code.id == "GB205"
+    assert not [line for line in dpkg.node.ran if line.startswith("dpkg --force")]  # no 2nd build
+
+
+MIXED = """\
+{name}:
+  Installed: {version}
+  Candidate: {version}
+  Version table:
+ *** {version} {priority}
+        {places}100 /var/lib/dpkg/status
+     1 500
+        500 http://archive/debian bookworm/non-free amd64 Packages
+"""
+CUDA = "600 https://nvidia/cuda  Packages\n        "
+
+
+def mixed(dpkg: Dpkg, version: str = "580-1") -> None:
+    """nvidia-smi came from a repository of its own, which our sources do not name."""
+    dpkg.installed["nvidia-smi"] = version
+    policy = dpkg.policy
+
+    def answer(command: Command) -> Result:
+        ours = not set(apt.EVERYBODYS) <= set(command.argv)
+        rest = replace(command, argv=tuple(w for w in command.argv if w != "nvidia-smi"))
+        text = policy(rest).out
+        if "nvidia-smi" in command.argv:
+            text += MIXED.format(name="nvidia-smi", version=version, priority=100 if ours else 600,
+                                 places="" if ours else CUDA)  # fmt: skip
+        return Result(0, text)
+
+    dpkg.node.answers["apt-cache policy"] = answer
+
+
+def test_a_driver_of_two_sources_is_refused_and_both_are_named(dpkg: Dpkg) -> None:
+    mixed(dpkg)
+    with pytest.raises(GpubootError) as caught:
+        step().apply(dpkg.node.host)
+    error = caught.value
+    assert (error.code.id, error.retry) == ("GB217", True)
+    assert "nvidia-smi 580-1 installed from https://nvidia/cuda" in error.message
+    assert "would come from http://archive/debian bookworm/non-free" in error.message
+    assert error.hint.startswith("apt-get purge nvidia-smi, then: gpuboot run")
+    assert dpkg.asked_for == []
+
+
+def test_a_part_that_only_another_source_has_is_refused_and_both_are_named(dpkg: Dpkg) -> None:
+    del dpkg.to_be_had["nvidia-smi"]
+    policy = dpkg.policy
+    kernel = MIXED.format(name="nvidia-kernel-dkms", version="0", priority=100, places="")
+
+    def answer(command: Command) -> Result:
+        text = policy(command).out
+        if not set(apt.EVERYBODYS) <= set(command.argv):
+            return Result(0, text + kernel.replace("Candidate: 0", "Candidate: 1"))
+        cuda = MIXED.format(name="nvidia-smi", version="580-1", priority=600, places=CUDA)
+        return Result(0, text + cuda)
+
+    dpkg.node.answers["apt-cache policy"] = answer
+    with pytest.raises(GpubootError) as caught:
+        step().apply(dpkg.node.host)
+    assert caught.value.code.id == "GB217"
+    assert caught.value.message.startswith(
+        "nvidia-smi could only come from https://nvidia/cuda Packages; the rest of the driver would"
+        " come from http://archive/debian bookworm/non-free"
+    )
+    assert dpkg.asked_for == []
+
+
+def test_a_whole_driver_of_another_source_is_not_judged_here(dpkg: Dpkg) -> None:
+    mixed(dpkg)
+    dpkg.installed["nvidia-kernel-dkms"] = "580-1"
+    assert reason(settled(dpkg.node, step()), Ok)
+
+
+def test_the_toolkit_is_brought_to_the_version_that_our_source_has(dpkg: Dpkg) -> None:
+    policy = dpkg.policy
+
+    def answer(command: Command) -> Result:
+        text = policy(command).out.replace(
+            f"nvidia-container-toolkit:\n  Installed: (none)\n  Candidate: {NEWEST}\n",
+            MIXED.format(name="nvidia-container-toolkit", version="1.21.0-1", priority=100,
+                         places="").replace("     1 500", f"     {NEWEST} 500"))  # fmt: skip
+        return Result(0, text)
+
+    dpkg.node.answers["apt-cache policy"] = answer
+    settled(dpkg.node, step())
+    assert f"nvidia-container-toolkit={NEWEST}" in dpkg.asked_for

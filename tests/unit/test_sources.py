@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuboot import sources
+from gpuboot import apt, sources
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.sources import OwnArchive, PackageSources, Source
@@ -31,7 +31,7 @@ def step(*wanted: Source | OwnArchive) -> PackageSources:
 
 def written(node: Node, source: Source | OwnArchive) -> str | None:
     step(source).apply(node.host)
-    return node.text(source.file)
+    return node.text(apt.FILE)
 
 
 def refused(node: Node, source: Source | OwnArchive) -> GpubootError:
@@ -54,14 +54,14 @@ def refused(node: Node, source: Source | OwnArchive) -> GpubootError:
 )  # fmt: skip
 def test_a_source_is_written_in_apts_own_form(node: Node, source: Source, text: str) -> None:
     node.put(source.key)
-    assert reason(step(source).check(node.host), Pending) == f"{source.file} is not written"
+    assert reason(step(source).check(node.host), Pending) == f"{apt.FILE} is not written"
     assert written(node, source) == HEAD + text
     assert reason(step(source).check(node.host), Ok)
 
 
 def test_a_changed_source_is_written_anew(node: Node) -> None:
     node.put(ARCHIVE.key)
-    node.put(ARCHIVE.file, "Types: deb\n")
+    node.put(apt.FILE, "Types: deb\n")
     assert reason(settled(node, step(ARCHIVE)), Ok)
 
 
@@ -124,8 +124,7 @@ def test_the_own_archive_is_copied_with_all_components_and_each_entrys_key(node:
         f"http://deb/debian bookworm contrib Packages {FILE}:1",
         "http://elsewhere/debian trixie main Packages /etc/apt/sources.list:4",
         "http://mirror/toolkit / Packages /etc/apt/sources.list.d/toolkit.list:1",
-        "http://deb/debian bookworm main Packages"
-        " /etc/apt/sources.list.d/gpuboot-distribution.sources:1",
+        "http://deb/debian bookworm main Packages /etc/apt/sources.list.d/gpuboot.sources:1",
     )
     one, three = "/usr/share/keyrings/one.gpg", "/usr/share/keyrings/three.gpg"
     assert written(node, OwnArchive("bookworm")) == HEAD + "\n".join([
@@ -182,6 +181,30 @@ def test_the_own_archive_is_found_before_the_first_update(node: Node) -> None:
     assert text.count("Suites: bookworm\n") == 1
 
 
+def test_a_source_that_apt_cannot_read_hides_no_archive(node: Node) -> None:
+    def indextargets(command: Command) -> Result:
+        if f"Dir::Etc::SourceList={FILE}" in command.argv:
+            return Result(0, f"http://deb/debian bookworm main Packages {FILE}:1\n")
+        return Result(100, err="E: Malformed entry 1 in list file /x.list (Suite)\n")
+
+    node.put(FILE, SOURCES)
+    node.answers["apt-get indextargets"] = indextargets
+    assert "URIs: http://deb/debian\nSuites: bookworm\n" in (
+        written(node, OwnArchive("bookworm")) or ""
+    )
+
+
+def test_all_our_sources_stand_in_one_file_that_apt_can_be_given_alone(node: Node) -> None:
+    node.put(ARCHIVE.key)
+    node.put("/k.gpg")
+    flat = Source("toolkit", "/srv/toolkit", "/", "/k.gpg")
+    step(ARCHIVE, flat).apply(node.host)
+    text = node.text(apt.FILE) or ""
+    assert text.count("\n\n") == 1
+    assert text.count("Types: deb\n") == 2
+    assert [name for name in node.files() if name.endswith(".sources")] == [apt.FILE]
+
+
 # -- pinned keys
 
 
@@ -196,7 +219,7 @@ def test_a_pinned_key_is_fetched_once_and_kept(node: Node) -> None:
     assert reason(step(TOOLKIT).check(node.host), Pending) == "the key of toolkit is not there"
     assert reason(settled(node, step(TOOLKIT)), Ok)
     assert node.text(TOOLKIT_KEY) == KEY
-    assert f"Signed-By: {TOOLKIT_KEY}\n" in (node.text(TOOLKIT.file) or "")
+    assert f"Signed-By: {TOOLKIT_KEY}\n" in (node.text(apt.FILE) or "")
     assert reason(settled(node, step(TOOLKIT)), Ok)
     assert len(node.web.asked) == 1
 

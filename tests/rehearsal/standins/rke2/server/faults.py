@@ -19,6 +19,8 @@ uninitialized: true       no cloud provider takes the uninitialized taint away
 down: ["9345"]            these ports (or names of servers) accept no connection
 statuses: {PREFIX: code}  paths with this prefix get this status instead
 delays: {PREFIX: seconds} they are answered late
+cached: {PREFIX: code}    they get this status, as from a cache before the server, unless the
+                          request says that no cache will do
 corrupt: [PREFIX]         files under it have a wrong bit
 moved: {PREFIX: PREFIX}   what the archive has under one prefix it now serves from the other: with
                           /debian/ from /later/ it has got a newer driver
@@ -118,13 +120,14 @@ class Faults:
             with self._lock:
                 self._in_flight[read] -= free
 
-    def instead(self, path: str) -> Response | None:
+    def instead(self, path: str, *, cacheable: bool = True) -> Response | None:
         """The answer ordered for this path, after the delay ordered for it."""
         orders = self._read()
+        statuses = {**orders.get("statuses", {}), **(orders.get("cached", {}) if cacheable else {})}
         for prefix, seconds in orders.get("delays", {}).items():
             if path.startswith(prefix):
                 self._sleep(float(seconds))
-        for prefix, status in orders.get("statuses", {}).items():
+        for prefix, status in statuses.items():
             if path.startswith(prefix):
                 from .serving import as_text, reason
 

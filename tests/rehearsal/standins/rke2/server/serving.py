@@ -180,7 +180,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.faults.is_down(self.server.port):
             self.close_connection = True
             return
-        response = self.server.faults.instead(request.path) or self.server.app(request)
+        cacheable = "no-cache" not in request.headers.get("cache-control", "")
+        ordered = self.server.faults.instead(request.path, cacheable=cacheable)
+        response = ordered or self.server.app(request)
         # Logged first, so that whoever has the answer also finds the line.
         self.server.log.add(self.server.name, request, response.status)
         self.send_response(response.status)
