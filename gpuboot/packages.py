@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt, dpkg
+from gpuboot import apt, dkms, dpkg
 from gpuboot.errors import GpubootError
 from gpuboot.step import Finding, Ok, Pending
 
@@ -38,6 +38,7 @@ class Packages:
     toolkit_version: str | None  # None: the newest
     tools: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a proxy's password
+    unwanted: tuple[str, ...] = ()  # the other kind of module: it goes in the same transaction
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,6 +51,8 @@ class Packages:
     def check(self, host: Host) -> Finding:
         if dpkg.interrupted(host):
             return Pending("dpkg was interrupted")
+        if dkms.left(host):
+            return Pending("DKMS was switched off while packages were installed, and still is")
         if lack := self._lack(host):
             return Pending(lack)
         if loose := self.loose(host):
@@ -57,11 +60,12 @@ class Packages:
         return Ok(f"{len(self.names)} packages are installed")
 
     def apply(self, host: Host) -> None:
-        if dpkg.interrupted(host):
-            dpkg.mend(host, lambda: self.resolved(host), self.env)
-        if self._lack(host):
-            apt.update(host, self.env)
-            apt.install(host, self.resolved(host), self.env)
+        with dkms.deferred(host):
+            if dpkg.interrupted(host):
+                dpkg.mend(host, lambda: self.resolved(host), self.env)
+            if self._lack(host):
+                apt.update(host, self.env)
+                apt.install(host, self.resolved(host), self.env)
         apt.hold(host, self.held)
 
     def changes(self, host: Host, options: Sequence[str]) -> list[apt.Change]:
@@ -77,10 +81,12 @@ class Packages:
 
     def _lack(self, host: Host) -> str | None:
         """What only apt can mend."""
-        installed = apt.installed(host, self.names)
+        installed = apt.installed(host, (*self.names, *self.unwanted))
         missing = [name for name in self.names if name not in installed]
         if missing:
             return f"{len(missing)} packages are missing, {_some(missing)}"
+        if rivals := [name for name in self.unwanted if name in installed]:
+            return f"{_some(rivals)} must go: the module is to be of the other kind"
         versions = {installed[name] for name in TOOLKIT}
         if len(versions) > 1 or not self._wanted(versions.pop()):
             return "the toolkit's packages are not of the wanted version"
@@ -106,7 +112,9 @@ class Packages:
             want = self.toolkit_version
             version = want if "-" in want else f"{want}-1"
         plain = [name for name in self.names if name not in TOOLKIT]
-        return [*plain, *(f"{name}={version}" for name in TOOLKIT)]
+        there = apt.installed(host, self.unwanted) if self.unwanted else ()
+        gone = [f"{name}-" for name in there]
+        return [*plain, *(f"{name}={version}" for name in TOOLKIT), *gone]
 
 
 def _some(names: list[str]) -> str:

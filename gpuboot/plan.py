@@ -43,6 +43,12 @@ DEBIAN_DRIVER = (
     "nvidia-persistenced",
     "firmware-nvidia-gsp",
 )
+# The modules and what says which of them modprobe loads: where both kinds are installed it is the
+# proprietary one, and a kernel that comes later is built for twice.
+DEBIAN_MODULES = {
+    "proprietary": ("nvidia-kernel-dkms", "nvidia-kernel-support"),
+    "open": ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def build(config: Config, facts: Facts) -> Plan:
         PackageSources(_sources(config, facts)),
         Packages(
             headers=tuple(dict.fromkeys(name for k in kernels for name in packages.headers(k))),
-            driver=DEBIAN_DRIVER,
+            **_driver(config),
             toolkit_version=config.toolkit.version,
             tools=("python3-pynvml",),
             env=proxy(config).env(),
@@ -79,6 +85,14 @@ def build(config: Config, facts: Facts) -> Plan:
         Cdi(),
     )
     return Plan(prepare, _join(config))
+
+
+def _driver(config: Config) -> dict[str, tuple[str, ...]]:
+    """The driver's packages, and those of the other kind of module, which must not be there."""
+    kinds = ("proprietary", "open")
+    kind, other = kinds if config.driver.kernel_module_type != "open" else kinds[::-1]
+    wanted = (DEBIAN_MODULES[kind][0], *DEBIAN_DRIVER[1:])
+    return {"driver": wanted, "unwanted": DEBIAN_MODULES[other]}
 
 
 def bare(config: Config) -> tuple[Step, ...]:

@@ -22,6 +22,7 @@ else:
 
 REAL_MODPROBE = "/usr/lib/lab/real/modprobe"
 RECORD = Path("/var/lib/lab/initramfs-blacklist")
+RUNS = Path("/var/lib/lab/initramfs-runs")  # one line for each image made
 
 
 def deferred() -> bool:
@@ -47,6 +48,8 @@ def generate(release: str) -> None:
     fresh.replace(RECORD)
     image.parent.mkdir(exist_ok=True)
     image.write_text("a pretended initramfs\n")
+    with RUNS.open("a") as runs:
+        runs.write(f"{release}\n")
 
 
 def main() -> int:
