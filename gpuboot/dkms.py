@@ -103,7 +103,8 @@ def deferred(host: Host) -> Iterator[None]:
     """Inside, packages are configured without a build: that is left to DriverBuilt.
 
     A build that fails in a maintainer script leaves the package half configured, and nothing can
-    be installed any more; and Debian 13's build for every kernel that is installed. Raises GB012.
+    be installed any more; and Debian 13's build for every kernel that is installed. Modules of
+    others are built afterwards, as the packages would have done. Raises GB012.
     """
     if host.exists(SWITCH) and not left(host):  # an administrator's own
         yield
@@ -115,6 +116,10 @@ def deferred(host: Host) -> Iterator[None]:
         host.remove(SWITCH)
         raise
     host.remove(SWITCH)
+    if _others(host):
+        for release in _kernels(host):
+            result = host.run(["dkms", "autoinstall", "-k", release], timeout=BUILD_TIMEOUT)
+            log.log(logging.WARNING if result.code else logging.DEBUG, "dkms: %s", result.said)
 
 
 def left(host: Host) -> bool:
@@ -152,6 +157,12 @@ def _modules(host: Host) -> list[str]:
         for folder in host.names(SOURCES)
         if folder.startswith("nvidia") and host.exists(f"{SOURCES}/{folder}/dkms.conf")
     ]
+
+
+def _others(host: Host) -> list[str]:
+    """What DKMS builds beside NVIDIA's modules, such as a file system of the administrator's."""
+    names = [name for name in host.names(TREE) if not name.startswith("nvidia")]
+    return [name for name in names if host.names(f"{TREE}/{name}")]  # and no key of DKMS's own
 
 
 def _logs(host: Host) -> dict[str, str]:

@@ -331,3 +331,16 @@ def test_an_administrators_own_switch_is_left_alone(node: Node) -> None:
         pass
     assert node.text("/etc/dkms/no-autoinstall") == ""
     assert not dkms.left(node.host)
+
+
+def test_modules_of_others_are_built_for_a_kernel_that_came_along(built: Node) -> None:
+    built.put("/var/lib/dkms/mok.key", "")
+    built.put("/var/lib/dkms/nvidia-current/535.309.01/source/dkms.conf", "")
+    with dkms.deferred(built.host):
+        pass
+    assert of_dkms(built) == []
+    built.put("/var/lib/dkms/zfs/2.1/source/dkms.conf", "")
+    built.answers["dkms autoinstall"] = Result(11, err="Error! zfs does not build")
+    with dkms.deferred(built.host):
+        built.put(f"/boot/vmlinuz-{NEXT}")
+    assert of_dkms(built) == [f"dkms autoinstall -k {KERNEL}", f"dkms autoinstall -k {NEXT}"]
