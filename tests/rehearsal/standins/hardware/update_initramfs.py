@@ -22,7 +22,7 @@ else:
 
 REAL_MODPROBE = "/usr/lib/lab/real/modprobe"
 RECORD = Path("/var/lib/lab/initramfs-blacklist")
-RUNS = Path("/var/lib/lab/initramfs-runs")  # one line for each image made
+RUNS = Path("/var/lib/lab/initramfs-runs")  # a line for each image made: kernel, and who had it
 
 
 def deferred() -> bool:
@@ -49,7 +49,9 @@ def generate(release: str) -> None:
     image.parent.mkdir(exist_ok=True)
     image.write_text("a pretended initramfs\n")
     with RUNS.open("a") as runs:
-        runs.write(f"{release}\n")
+        # initramfs-tools' own script empties the variable when it has come to the trigger.
+        package = os.environ.get("DPKG_MAINTSCRIPT_PACKAGE", "by-hand") or "dpkg-trigger"
+        runs.write(f"{release} {package}\n")
 
 
 def main() -> int:
