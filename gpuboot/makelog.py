@@ -21,7 +21,8 @@ UNSIGNED = re.compile(r"^.*(?:modules won't be signed|openssl not found).*$", re
 
 # file:line:column: error: text, as gcc, its linker and make's own scripts have it.
 _ERROR = re.compile(
-    r"^\S+?:(?:\d+:)*\s*(?:fatal )?error:|^ERROR: modpost:|^ld: |^virtual memory exhausted",
+    r"^\S+?:(?:\d+:)*\s*(?:fatal )?error:|^ERROR: modpost:"
+    r"|^\S*\bld(?:\.bfd)?: (?!warning)|^virtual memory exhausted",
     re.IGNORECASE,
 )
 _LEADING = re.compile(r"^(?:In file included from|\s+from) |: In function|: At top level")

@@ -253,6 +253,22 @@ def test_without_an_error_makes_complaints_are_shown_and_else_the_last_lines() -
     assert makelog.excerpt("\n".join(lines)).splitlines() == lines[-15:]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "nv-linux.h:29:10: fatal error: asm/kmap_types.h: No such file or directory",
+        "ERROR: modpost: GPL-incompatible module nvidia.ko uses GPL-only symbol 'rcu_read_lock'",
+        "x86_64-linux-gnu-ld: cannot find nv-kernel.o: No such file or directory",
+    ],
+)
+def test_the_first_error_may_be_the_compilers_modposts_or_the_linkers(told: str) -> None:
+    harmless = (
+        "make -C /usr/src CFLAGS=-Werror=strict-prototypes modules\n"
+        "ld: warning: nv.o: missing .note.GNU-stack section\nnv.c:1:1: warning: unused\n"
+    )
+    assert makelog.first_error(f"{harmless}{told}\nmake: *** [x] Error 1\n") == told
+
+
 def test_a_line_of_kilobytes_is_cut() -> None:
     told = f"nv.c:1:1: error: {'x' * 5000}"
     assert len(makelog.excerpt(told)) == makelog.LONGEST
