@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpuboot.host import Host
 
-# The NVIDIA module's name is nvidia-current in Debian's packages, nvidia everywhere else.
-MODULE_FILE = re.compile(r"(nvidia|nvidia-current)\.ko(\.(xz|zst|gz))?")
+# The NVIDIA module's name is nvidia-current or nvidia-current-open in Debian's packages, nvidia
+# everywhere else.
+MODULE_FILE = re.compile(r"(nvidia|nvidia-current|nvidia-current-open)\.ko(\.(xz|zst|gz))?")
 MODULE_FOLDERS = ("updates/dkms", "updates", "extra", "kernel/drivers/video", "kernel/nvidia")
 
 

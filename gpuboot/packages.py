@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt, aptlock, dpkg, origins
+from gpuboot import apt, aptlock, dkms, dpkg, origins
 from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
 from gpuboot.errors import GpubootError
 from gpuboot.step import Finding, Ok, Pending
@@ -42,6 +42,7 @@ class Packages:
     toolkit_version: str | None  # None: the newest
     tools: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a proxy's password
+    unwanted: tuple[str, ...] = ()  # the other kind of module: it goes in the same transaction
     # Packages of other people's that were tried in this walk and stay broken.
     left: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -57,6 +58,8 @@ class Packages:
         broken = dpkg.unsound(host)
         if broken.keys() - self.left:
             return Pending(f"dpkg was interrupted: {_some(sorted(broken))}")
+        if dkms.left(host):
+            return Pending("DKMS was switched off while packages were installed, and still is")
         if lack := self._lack(host):
             return Pending(lack)
         if loose := self.loose(host):
@@ -67,12 +70,13 @@ class Packages:
 
     def apply(self, host: Host) -> None:
         aptlock.wait(host)
-        if dpkg.interrupted(host):
-            lacking = bool(self._lack(host))
-            left = dpkg.mend(host, lambda: self.resolved(host), self.env, lacking=lacking)
-            self.left.update(left)
-        if self._lack(host):
-            self._install(host)
+        with dkms.deferred(host):
+            if dpkg.interrupted(host):
+                lacking = bool(self._lack(host))
+                left = dpkg.mend(host, lambda: self.resolved(host), self.env, lacking=lacking)
+                self.left.update(left)
+            if self._lack(host):
+                self._install(host)
         apt.hold(host, self.held)
 
     def _install(self, host: Host) -> None:
@@ -102,10 +106,12 @@ class Packages:
 
     def _lack(self, host: Host) -> str | None:
         """What only apt can mend."""
-        installed = apt.installed(host, self.names)
+        installed = apt.installed(host, (*self.names, *self.unwanted))
         missing = [name for name in self.names if name not in installed]
         if missing:
             return f"{len(missing)} packages are missing, {_some(missing)}"
+        if rivals := [name for name in self.unwanted if name in installed]:
+            return f"{_some(rivals)} must go: the module is to be of the other kind"
         versions = {installed[name] for name in TOOLKIT}
         if len(versions) > 1 or not self._wanted(versions.pop()):
             return "the toolkit's packages are not of the wanted version"
@@ -136,7 +142,9 @@ class Packages:
             want = self.toolkit_version
             version = want if "-" in want else f"{want}-1"
         plain = [name for name in self.names if name not in TOOLKIT]
-        return [*plain, *(f"{name}={version}" for name in TOOLKIT)]
+        there = apt.installed(host, self.unwanted) if self.unwanted else ()
+        gone = [f"{name}-" for name in there]
+        return [*plain, *(f"{name}={version}" for name in TOOLKIT), *gone]
 
 
 def _some(names: list[str]) -> str:

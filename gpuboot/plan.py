@@ -44,6 +44,12 @@ DEBIAN_DRIVER = (
     "nvidia-persistenced",
     "firmware-nvidia-gsp",
 )
+# The modules and what says which of them modprobe loads: where both kinds are installed it is the
+# proprietary one, and a kernel that comes later is built for twice.
+DEBIAN_MODULES = {
+    "proprietary": ("nvidia-kernel-dkms", "nvidia-kernel-support"),
+    "open": ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Plan:
 def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
     kernels = tuple(dict.fromkeys((facts.kernel, facts.next_kernel)))
+    driver, unwanted = _driver(config)
     prepare: tuple[Step, ...] = (
         Rke2Hold(),
         Preflight(facts, config),
@@ -69,7 +76,8 @@ def build(config: Config, facts: Facts) -> Plan:
         PackageSources(_sources(config, facts)),
         Packages(
             headers=tuple(dict.fromkeys(name for k in kernels for name in packages.headers(k))),
-            driver=DEBIAN_DRIVER,
+            driver=driver,
+            unwanted=unwanted,
             toolkit_version=config.toolkit.version,
             tools=("python3-pynvml",),
             env=proxy(config).env(),
@@ -80,6 +88,14 @@ def build(config: Config, facts: Facts) -> Plan:
         Cdi(),
     )
     return Plan(prepare, _join(config))
+
+
+def _driver(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The driver's packages, and those of the other kind of module, which must not be there."""
+    kinds = ("proprietary", "open")
+    kind, other = kinds if config.driver.kernel_module_type != "open" else kinds[::-1]
+    wanted = (DEBIAN_MODULES[kind][0], *DEBIAN_DRIVER[1:])
+    return wanted, DEBIAN_MODULES[other]
 
 
 def bare(config: Config) -> tuple[Step, ...]:

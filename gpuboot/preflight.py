@@ -112,8 +112,8 @@ def unsupported(config: Config, facts: Facts) -> str | None:
             "driver.build is precompiled: Debian has none, set dkms or auto",
         ),
         (
-            config.driver.kernel_module_type == "open",
-            "driver.kernel-module-type is open: Debian's open module does not build",
+            config.driver.kernel_module_type == "open" and facts.os_version == "12",
+            "driver.kernel-module-type is open: Debian 12's does not go with its security updates",
         ),
         (
             config.driver.branch not in (None, branch),

@@ -59,7 +59,7 @@ def longest_chain(parts: Mapping[str, float]) -> float:
 
 def _warm() -> None:
     """Read the lab's archive once, so that neither side finds its packages colder."""
-    runs.fetch("bookworm")
+    runs.fetch(tree.Kind("bookworm", real=True))
     for file in (tree.CACHE / "archive").rglob("*.deb"):
         with file.open("rb") as content:
             while content.read(1 << 20):

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpuboot import config
+from gpuboot import config, dkms
 from gpuboot.reader import Reader
 from tests.machine import Machine, call
 from tests.rehearsal import packages
@@ -315,12 +315,14 @@ def test_purged_leaves_a_working_node_and_what_it_lives_on(held: Machine) -> Non
     for ours in ("/etc/gpuboot/config.yaml", "/etc/gpuboot/config.d/1.yaml", "/etc/gpuboot/.old",
                  "/var/lib/gpuboot/checkpoint.json", "/var/cache/gpuboot/rke2.tar.gz"):  # fmt: skip
         held.write(ours, "")
+    held.write(dkms.SWITCH, dkms.NOTICE)
     held.write(READY, "")
     held.run("systemctl", "start", "rke2-agent")
     agent = held.show("rke2-agent", "MainPID")
 
     held.run("apt-get", "-q", "purge", "--yes", "gpuboot")
 
+    assert held.attempt("test", "-e", dkms.SWITCH).returncode == 1
     assert held.show("rke2-agent", "MainPID") == agent
     assert held.attempt("test", "-e", READY).returncode == 0
     found = held.run("find", "/etc", "/usr", "/var", "-path", "*gpuboot*", "-not", "-type", "d")

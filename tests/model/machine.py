@@ -33,6 +33,7 @@ VOLATILE = ("run", "sys", "dev", "proc", "var/run")
 KERNELS_OWN = ("/proc/", "/sys/", "/dev/")  # what is written there needs no room
 MODULE = f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko"
 DKMS = "/var/lib/dkms/nvidia-current"
+SOURCE = f"/usr/src/nvidia-current-{DRIVER}"
 BUILT = f"{DKMS}/{DRIVER}/{KERNEL}/x86_64/module/nvidia-current.ko"
 BASE = {"gpg", "pciutils", "kmod"}
 # What may take the GPU, or the node, from a running workload (DESIGN §7).
@@ -288,7 +289,9 @@ class Machine:
         for name, state in self.packages.items():
             if state == "unpacked":
                 if name == "nvidia-kernel-dkms":
-                    self._dkms(["autoinstall"])
+                    self.put(f"{SOURCE}/dkms.conf", "AUTOINSTALL=yes\n")
+                    if not self.path("/etc/dkms/no-autoinstall").exists():
+                        self._dkms(["install"])
                 self.fuse.burn()
                 self.save("packages", {**self.packages, name: "installed"})
 
@@ -296,11 +299,11 @@ class Machine:
         """It believes its own tree: what it once built and installed it does not look at again."""
         known = self.path(BUILT).exists()
         self.fuse.burn()
-        if argv[0] == "autoinstall" and known:
-            return Result(0)
-        if argv[0] in ("autoinstall", "build"):
+        if "--force" not in argv and known:
+            return Result(5, err="Error! This module/version combo is already installed\n")
+        if argv[0] == "build" or not known:
             self._torn(BUILT, "built")
-        if argv[0] in ("autoinstall", "install"):
+        if argv[0] == "install":
             try:
                 self._torn(MODULE, self.text(BUILT))
             except OSError as error:  # its cp fails, and it still counts as installed

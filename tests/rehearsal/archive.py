@@ -16,6 +16,10 @@ from tests.rehearsal import hardware
 from tests.rehearsal.packages import Kernel
 
 PACKAGES = hardware.STANDINS / "packages"
+# What cannot work without a card, or without the kernel it was built for: on a node with the real
+# packages these of the stand-ins' programs and libraries answer in their places.
+ANSWERING = ("contrib/nvidia-modprobe", "contrib/nvidia-persistenced", "non-free/libcuda1",
+             "non-free/libnvidia-ml1", "non-free/nvidia-smi")  # fmt: skip
 
 # What the stand-ins' files say, by Debian release: the versions are those of its own archive, its
 # security updates included (asked in November 2026).
@@ -80,14 +84,31 @@ def _gpg(folder: Path, *words: str) -> None:
 # -- building packages ------------------------------------------------------------------------
 
 
-def build_standins(out: Path, debian: str, kernel: Kernel) -> None:
-    """Build every stand-in package of a Debian release into out/COMPONENT/ and out/toolkit/."""
+def build_standins(out: Path, debian: str, kernel: Kernel, *, driver: bool = True) -> None:
+    """Build the stand-in packages of a Debian release into out/COMPONENT/ and out/toolkit/.
+
+    Without the driver's: only those that Debian does not have, and the kernel's image.
+    """
     words = {**WORDS[debian], "@KERNEL@": kernel.release, "@LINUX@": kernel.version}
     for component in sorted(path for path in PACKAGES.iterdir() if path.is_dir()):
+        if not driver and component.name not in ("main", "toolkit"):
+            continue
         for toolkit in TOOLKITS if component.name == "toolkit" else TOOLKITS[-1:]:
             versions = {"@TOOLKIT@": f"{toolkit}-1", "@TOOLKIT_VERSION@": toolkit}
             _build(component, out / component.name, {**words, **versions})
-    _pack_pynvml(out / "contrib")
+    if driver:
+        _pack_pynvml(out / "contrib")
+
+
+def build_answering(out: Path, debian: str, version: str) -> list[Path]:
+    """The programs and libraries of ANSWERING for a driver's version, below `out` as on a node."""
+    words = {**WORDS[debian], "@VERSION@": version}
+    for name in ANSWERING:
+        _lay_out(PACKAGES / name, out, words)
+        _compile(PACKAGES / name, out, words)
+    shutil.rmtree(out / "DEBIAN")
+    found = (path for path in sorted(out.rglob("*")) if path.is_file() and not path.is_symlink())
+    return [path for path in found if os.access(path, os.X_OK)]
 
 
 def build_later(out: Path, debian: str, standins: Path) -> None:

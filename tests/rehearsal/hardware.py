@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,19 @@ def install_programs(tree: Path) -> None:
              (STANDINS / "hardware/modules-load.conf").read_text())  # fmt: skip
 
 
+def stand_in_front(tree: Path, built: Path, files: Iterable[Path]) -> None:
+    """Put files in the places of real ones that packages bring later: those go aside.
+
+    dpkg unpacks what is diverted to /usr/lib/lab/real, whatever version comes.
+    """
+    for file in files:
+        place = file.relative_to(built)
+        aside = f"/{PROGRAMS}/real/{place.name}"
+        _register(tree, f"/{place}", aside)
+        (tree / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, tree / place)
+
+
 def configure(tree: Path, hardware: Hardware) -> None:
     """Say what machine this node is: its kernel, its GPUs, and what is wrong with them."""
     settings = asdict(hardware)
@@ -144,11 +158,7 @@ def _divert(tree: Path, original: str, replacement: str) -> None:
     # kmod goes by the name it is called by, so the name is kept.
     folder = "real/sbin" if original == "sbin/lsmod" else "real"
     aside = f"/{PROGRAMS}/{folder}/{Path(original).name}"
-    subprocess.run(
-        ["dpkg-divert", "--root", str(tree), "--local", "--quiet", "--rename",
-         "--divert", aside, "--add", registered],
-        check=True, stderr=subprocess.PIPE,  # it warns of Essential packages every time
-    )  # fmt: skip
+    _register(tree, registered, aside)
     put = tree / aside.lstrip("/")
     if put.is_symlink():  # a relative one would lead elsewhere from there
         target = Path(registered).parent / put.readlink()
@@ -158,6 +168,14 @@ def _divert(tree: Path, original: str, replacement: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     place.symlink_to(f"/{PROGRAMS}/{replacement}")
+
+
+def _register(tree: Path, original: str, aside: str) -> None:
+    subprocess.run(
+        ["dpkg-divert", "--root", str(tree), "--local", "--quiet", "--rename",
+         "--divert", aside, "--add", original],
+        check=True, stderr=subprocess.PIPE,  # it warns of Essential packages every time
+    )  # fmt: skip
 
 
 def _drop_in(tree: Path, unit: str, text: str) -> None:

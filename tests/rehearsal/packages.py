@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,14 @@ DEPENDENCIES = (
 WALK = ("dkms", "linux-headers-amd64")
 # Alone: what it depends on is NVIDIA's, and in the lab's archive a stand-in.
 ALONE = ("python3-pynvml",)
+
+# NVIDIA's own, for the archive whose driver is real: what the walk installs, with all it depends
+# on; and alone the open modules, which do not go together with all of it in Debian 12.
+DRIVER = (
+    "nvidia-kernel-dkms", "nvidia-smi", "libnvidia-ml1", "libcuda1", "nvidia-modprobe",
+    "nvidia-persistenced", "firmware-nvidia-gsp",
+)  # fmt: skip
+OPEN = ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support")
 
 # How the machine reaches its archive; everything else of its apt settings stays outside.
 SETTINGS = re.compile(r"Acquire::(http|https|Check-|Retries|Max-|ForceIPv)", re.IGNORECASE)
@@ -112,13 +120,44 @@ def download(base: Path, release: str, folder: Path) -> None:
     with (partial / "apt/status").open("a", encoding="utf-8") as status:
         status.write(_image(headers_kernel(archives)))
     run(*apt, "install", "--download-only", "--yes", *DEPENDENCIES, *WALK)
-    for deb in archives.glob("*.deb"):
-        section = _field(deb, "Section")
-        component = section.split("/")[0] if "/" in section else "main"
-        (partial / component).mkdir(exist_ok=True)
-        deb.rename(partial / component / deb.name)
+    _sort(archives.glob("*.deb"), partial)
     shutil.rmtree(partial / "apt")
     partial.rename(folder)
+
+
+def download_driver(base: Path, release: str, others: Path, folder: Path) -> None:
+    """NVIDIA's real packages of that release, by component; what is in `others` is not doubled."""
+    say("Fetching Debian's real NVIDIA packages; about 100 MB.")
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    apt = _private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    run(*apt, "update")
+    archives = partial / "apt/cache/archives"
+    for deb in others.glob("*/*.deb"):
+        (archives / deb.name).hardlink_to(deb)
+    run(*apt, "download", *OPEN, cwd=archives)
+    run(*apt, "install", "--download-only", "--yes", *DRIVER)
+    known = {deb.name.partition("_")[0] for deb in others.glob("*/*.deb")}
+    fresh = [deb for deb in archives.glob("*.deb") if deb.name.partition("_")[0] not in known]
+    _sort(fresh, partial)
+    shutil.rmtree(partial / "apt")
+    partial.rename(folder)
+
+
+def version(folder: Path, name: str) -> str:
+    """The upstream version of a package that lies below the folder: 535.309.01."""
+    for deb in folder.glob(f"*/{name}_*.deb"):
+        return _field(deb, "Version").rpartition(":")[2].rpartition("-")[0]
+    raise RigError(f"{folder} holds no {name}")
+
+
+def _sort(debs: Iterable[Path], folder: Path) -> None:
+    """Move packages into the folders of their components."""
+    for deb in debs:
+        section = _field(deb, "Section")
+        component = section.split("/")[0] if "/" in section else "main"
+        (folder / component).mkdir(exist_ok=True)
+        deb.rename(folder / component / deb.name)
 
 
 def _image(kernel: Kernel) -> str:

@@ -29,7 +29,7 @@ def outside(name: str, *, keep: bool) -> int:
     if keep:
         stop()  # only one node is kept at a time
     say(f"Rehearsing {chosen.name}: {chosen.setup.description}")
-    fetch(chosen.setup.release)
+    fetch(chosen.setup.kind)
     signal.signal(signal.SIGTERM, _terminated)
     with folder(chosen.name, keep=keep) as place:
         arguments = ["inside", str(chosen.folder), str(place), *(["--keep"] if keep else [])]
@@ -59,8 +59,8 @@ def many(*, core: bool) -> int:
     chosen = [scenario.load(folder) for folder in scenario.folders()]
     wanted = [one for one in chosen if one.setup.core or not core]
     say(f"Rehearsing {len(wanted)} scenarios, {AT_A_TIME} at a time.")
-    for release in sorted({one.setup.release for one in wanted}):
-        fetch(release)
+    for kind in sorted({one.setup.kind for one in wanted}, key=str):
+        fetch(kind)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         results = list(pool.map(_one_of_many, wanted))
     say(f"\n{'scenario':<32} {'result':<8} seconds")
@@ -105,15 +105,15 @@ def stop() -> int:
     return 0
 
 
-def fetch(release: str) -> None:
-    """Gets what nodes of that Debian need from the network, if it is not there."""
-    if not tree.fetched(release):
+def fetch(kind: tree.Kind) -> None:
+    """Gets what nodes of that kind need from the network, if it is not there."""
+    if not tree.fetched(kind):
         say(
             "First run: a base tree, real packages and stand-ins are built and kept in .cache;\n"
             "that takes two or three minutes, and later runs start at once."
         )
     with tree.building():
-        tree.fetch(release)
+        tree.fetch(kind)
 
 
 @contextmanager

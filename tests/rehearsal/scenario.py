@@ -4,6 +4,7 @@ node.yaml (all keys but description are optional):
     description: what this scenario shows, one sentence
     core: true                    # `make test` runs it
     release: bookworm             # the node's Debian; or trixie
+    driver: stand-in              # real: Debian's own packages, built by DKMS; takes minutes
     kernel: auto                  # the kernel release the node believes it runs
     hostname: gpu-worker-1        # cloud-init's, and the API server's Node of a plain config
     nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
@@ -85,7 +86,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import acts, archive, rancher
+from tests.rehearsal import acts, archive, rancher, tree
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
@@ -114,6 +115,7 @@ class Setup:
     description: str
     core: bool
     release: str
+    driver: str
     kernel: str
     hostname: str
     nodes: int
@@ -130,6 +132,11 @@ class Setup:
     secure_boot: bool
     deadline: float
     faults: Mapping[str, object]
+
+    @property
+    def kind(self) -> tree.Kind:
+        """The layers and the archive it needs."""
+        return tree.Kind(self.release, real=self.driver == "real")
 
 
 @dataclass(frozen=True)
@@ -245,6 +252,7 @@ def _setup(table: Table) -> Setup:
         description=table.text("description"),
         core=table.flag("core", default=False),
         release=table.choice("release", tuple(archive.WORDS), "bookworm"),
+        driver=table.choice("driver", ("stand-in", "real"), "stand-in"),
         kernel=table.text("kernel", "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
         nodes=table.number("nodes") or 1,

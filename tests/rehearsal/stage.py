@@ -74,7 +74,7 @@ def staged(scenario: Scenario, folder: Path) -> Iterator[list[Stage]]:
     """The lab with servers running and the scenario's nodes ready to be booted."""
     lab.furnish()
     with tree.building():
-        ground = tree.prepare(scenario.setup.release)
+        ground = tree.prepare(scenario.setup.kind)
     shutil.copytree(ground.identity, folder / "servers")
     faults = json.dumps(dict(scenario.setup.faults))
     (folder / "servers/faults.json").write_text(faults, encoding="utf-8")

@@ -70,7 +70,7 @@ def torture(seed: int, kills: int) -> int:
     """Two uncut lives, then the others, two at a time; exit status 1 if one ended otherwise."""
     say(f"Torture with seed {seed}: {kills} kills of the whole machine, two nodes at a time.")
     chosen = scenario.load(scenario.find(SCENARIO))
-    runs.fetch(chosen.setup.release)
+    runs.fetch(chosen.setup.kind)
     watch = Watch()
     with ThreadPoolExecutor(runs.AT_A_TIME) as pool:
         first, second = pool.map(_lived, (Life(0, ()), Life(1, ())))

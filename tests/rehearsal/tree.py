@@ -4,8 +4,8 @@
     machine   the stand-ins, trust, names, network    (.cache/layers/machine-…, seconds)
     gpuboot   gpuboot's .deb, installed by apt        (.cache/layers/gpuboot-…, seconds)
 
-There is one of each for each release of Debian, and each is built again when what went into it
-has changed.
+There is one of each for each release of Debian, and another of the layers where the driver's
+packages are real; each is built again when what went into it has changed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,17 @@ class Ground:
         }
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What kind of machine: its release of Debian, and whether the driver's packages are real."""
+
+    debian: str
+    real: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.debian}-real" if self.real else self.debian
+
+
 @contextlib.contextmanager
 def building() -> Iterator[None]:
     """Only one rehearsal at a time builds into the cache."""
@@ -88,33 +100,37 @@ def building() -> Iterator[None]:
         yield
 
 
-def fetched(debian: str) -> bool:
+def fetched(kind: Kind) -> bool:
     """Whether there is nothing left to fetch."""
-    return _base(debian).is_dir() and _debs(debian).is_dir()
+    return _base(kind.debian).is_dir() and all(folder.is_dir() for folder in _debs(kind))
 
 
-def fetch(debian: str) -> None:
+def fetch(kind: Kind) -> None:
     """Gets what comes from the network; called outside the lab, which has none."""
-    base, debs = _base(debian), _debs(debian)
+    base, (debs, *driver) = _base(kind.debian), _debs(kind)
     if not base.is_dir():
-        packages.build_base(base, debian)
+        packages.build_base(base, kind.debian)
     if not debs.is_dir():
-        packages.download(base, debian, debs)
+        packages.download(base, kind.debian, debs)
+    for folder in driver:
+        if not folder.is_dir():
+            packages.download_driver(base, kind.debian, debs, folder)
 
 
-def prepare(debian: str) -> Ground:
+def prepare(kind: Kind) -> Ground:
     """Builds what is missing of archive, release, identity and layers; called inside the lab."""
-    kernel = packages.headers_kernel(_debs(debian) / "main")
-    lab_archive = _archive(debian, kernel)
+    debian = kind.debian
+    kernel = packages.headers_kernel(_debs(kind)[0] / "main")
+    lab_archive = _archive(kind, kernel)
     identity = CACHE / "identity" / _digest([_here("cluster.py"), _here("pki.py")])
     made = cluster.prepare(identity)
     releases, sha256 = _releases()
     machine = _layer(
-        f"machine-{debian}", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
-        lambda tree: _furnish(tree, debian, kernel, lab_archive, made.web_ca),
+        f"machine-{kind}", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
+        lambda tree: _furnish(tree, kind, kernel, lab_archive, made.web_ca),
     )  # fmt: skip
     product = _layer(
-        f"gpuboot-{debian}", [machine, _base(debian)],
+        f"gpuboot-{kind}", [machine, _base(debian)],
         _digest((ROOT / part for part in PRODUCT), [machine.name]),
         lambda tree: _install(tree, debian, lab_archive),
     )  # fmt: skip
@@ -133,12 +149,13 @@ def _base(debian: str) -> Path:
     return CACHE / "base" / f"{debian}-{_digest([], packages.BASE)}"
 
 
-def _debs(debian: str) -> Path:
-    return (
-        CACHE
-        / "debs"
-        / f"{debian}-{_digest([], packages.WALK + packages.ALONE + packages.DEPENDENCIES)}"
-    )
+def _debs(kind: Kind) -> list[Path]:
+    """The folders of real packages: Debian's own, and where it is real the driver's."""
+    debian = kind.debian
+    own = _digest([], packages.WALK + packages.ALONE + packages.DEPENDENCIES)
+    driver = _digest([], [*packages.DRIVER, *packages.OPEN, own])
+    folders = [CACHE / "debs" / f"{debian}-{own}", CACHE / "debs" / f"{debian}-real-{driver}"]
+    return folders if kind.real else folders[:1]
 
 
 def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
@@ -154,31 +171,35 @@ def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
-def _archive(debian: str, kernel: Kernel) -> Path:
+def _archive(kind: Kind, kernel: Kernel) -> Path:
     """What http://archive.lab/ serves: the signed suite, the toolkit's flat repository.
 
     And the suite again, as it is when a newer driver has come.
     """
     inputs = [*map(_here, ("archive.py", "hardware.py", "standins", "strange.py"))]
-    debs = _debs(debian)
-    folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *kernel])}"
+    debian, debs = kind.debian, _debs(kind)
+    folder = CACHE / "archive" / f"{kind}-{_digest(inputs, [*debs, *kernel])}"
     if not folder.is_dir():
         say("Building the lab's archive: the real packages and the stand-ins.")
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         pools = partial / "pools"
-        archive.build_standins(pools, debian, kernel)
-        _merge(debs, pools)
-        archive.build_later(partial / "later-pools", debian, pools)
+        archive.build_standins(pools, debian, kernel, driver=not kind.real)
+        for source in debs:
+            _merge(source, pools)
+        suites = {"debian": pools}
+        if not kind.real:
+            suites["later"] = partial / "later-pools"
+            archive.build_later(suites["later"], debian, pools)
         key = archive.signing_key(KEYS)
-        for name, source in (("debian", pools), ("later", partial / "later-pools")):
+        for name, source in suites.items():
             suite = {path.name: path for path in sorted(source.iterdir()) if path.name != "toolkit"}
             archive.publish_suite(partial / name, debian, suite, KEYS)
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
         strange.publish(partial / "strange", pools / "toolkit", KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
-        shutil.rmtree(pools)
-        shutil.rmtree(partial / "later-pools")
+        for source in suites.values():
+            shutil.rmtree(source)
         partial.rename(folder)
     _prune(folder)
     return folder
@@ -237,8 +258,9 @@ def _prune(used: Path) -> None:
         shutil.rmtree(old)
 
 
-def _furnish(tree: Path, debian: str, kernel: Kernel, lab_archive: Path, web_ca: Path) -> None:
+def _furnish(tree: Path, kind: Kind, kernel: Kernel, lab_archive: Path, web_ca: Path) -> None:
     """Makes a bare Debian a machine of the lab: names, trust, network, the hardware's stand-ins."""
+    debian = kind.debian
     image = f"linux-image-{kernel.release}_{kernel.version}_amd64.deb"
     run("dpkg", f"--root={tree}", "--install", str(lab_archive / "debian/pool/main" / image))
     write(tree, "etc/hosts", f"127.0.0.1 localhost\n{lab.ADDRESS} {HOSTS}\n")
@@ -258,6 +280,11 @@ def _furnish(tree: Path, debian: str, kernel: Kernel, lab_archive: Path, web_ca:
     in_tree(tree, "update-ca-certificates")
     in_tree(tree, "systemctl", "enable", "systemd-networkd.service")
     hardware.install_programs(tree)
+    if kind.real:
+        version = packages.version(_debs(kind)[1], "nvidia-kernel-dkms")
+        with tempfile.TemporaryDirectory() as scratch:
+            files = archive.build_answering(Path(scratch), debian, version)
+            hardware.stand_in_front(tree, Path(scratch), files)
     write(tree, f"{hardware.PROGRAMS}/plan.py", (PROBES / "plan.py").read_text(encoding="utf-8"))
     unit = (PROBES / "lab-plan.service").read_text(encoding="utf-8")
     write(tree, "etc/systemd/system/lab-plan.service", unit)

@@ -57,7 +57,8 @@ def modinfo(node: Node, magic: str, version: str = "535.309.01") -> None:
 @pytest.mark.parametrize(
     "place",
     ["updates/dkms/nvidia-current.ko", "updates/dkms/nvidia.ko.xz", "updates/nvidia.ko.zst",
-     "extra/nvidia.ko.gz", "kernel/drivers/video/nvidia.ko"],
+     "updates/dkms/nvidia-current-open.ko.xz", "extra/nvidia.ko.gz",
+     "kernel/drivers/video/nvidia.ko"],
 )  # fmt: skip
 def test_a_module_built_for_the_kernel_is_found(node: Node, place: str) -> None:
     node.put(f"/lib/modules/{KERNEL}/{place}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gpuboot import apt, packages
+from gpuboot import apt, dkms, packages
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.packages import TOOLKIT, Packages
@@ -25,6 +25,7 @@ class Dpkg:
     to_be_had: dict[str, str] = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
     asked_for: list[str] = field(default_factory=list)
+    deferred: list[bool] = field(default_factory=list)  # whether DKMS was off while apt worked
 
     def __post_init__(self) -> None:
         self.node.answers |= {
@@ -49,9 +50,13 @@ class Dpkg:
         ))  # fmt: skip
 
     def get(self, command: Command) -> Result:
+        self.deferred.append(self.node.host.exists("/etc/dkms/no-autoinstall"))
         if "install" in command.argv:
             self.asked_for = list(command.argv[command.argv.index("install") + 1 :])
             for word in self.asked_for:
+                if word.endswith("-"):
+                    del self.installed[word[:-1]]
+                    continue
                 name, _, version = word.partition("=")
                 self.installed[name] = version or self.to_be_had[name]
         return Result(0)
@@ -147,6 +152,49 @@ def test_an_interrupted_dpkg_is_ended_first(dpkg: Dpkg) -> None:
 
     dpkg.node.answers["dpkg --force-confdef,confold --configure"] = configure
     assert reason(settled(dpkg.node, step()), Ok)
+
+
+def test_apt_builds_no_module_and_dkms_is_itself_again_afterwards(dpkg: Dpkg) -> None:
+    step().apply(dpkg.node.host)
+    assert dpkg.deferred == [True, True]  # update and install
+    assert not dpkg.node.host.exists("/etc/dkms/no-autoinstall")
+
+
+def test_a_package_whose_build_failed_is_configured_without_it(dpkg: Dpkg) -> None:
+    step().apply(dpkg.node.host)
+    dpkg.node.answers["dpkg --audit"] = "half configured: nvidia-kernel-dkms\n"
+    half = "Package: nvidia-kernel-dkms\nStatus: install ok half-configured\nVersion: 535\n"
+    dpkg.node.put("/var/lib/dpkg/status", half)
+
+    def configure(_: Command) -> Result:
+        if dpkg.node.host.exists("/etc/dkms/no-autoinstall"):
+            dpkg.node.answers["dpkg --audit"] = ""
+        return Result(1)
+
+    dpkg.node.answers["dpkg --force-confdef,confold --configure"] = configure
+    assert reason(settled(dpkg.node, step()), Ok)
+
+
+def test_a_dkms_that_a_power_cut_left_switched_off_is_switched_on(dpkg: Dpkg) -> None:
+    step().apply(dpkg.node.host)
+    dpkg.node.put("/etc/dkms/no-autoinstall", dkms.NOTICE)
+    assert "DKMS was switched off" in reason(step().check(dpkg.node.host), Pending)
+    assert reason(settled(dpkg.node, step()), Ok)
+    assert not dpkg.node.host.exists("/etc/dkms/no-autoinstall")
+
+
+def test_the_other_kind_of_module_goes_in_the_same_transaction(dpkg: Dpkg) -> None:
+    step().apply(dpkg.node.host)
+    dpkg.node.ran.clear()
+    dpkg.installed["nvidia-open-kernel-dkms"] = "1"
+    wanted = replace(step(), unwanted=("nvidia-open-kernel-dkms", "nvidia-open-kernel-support"))
+    assert reason(wanted.check(dpkg.node.host), Pending).startswith(
+        "nvidia-open-kernel-dkms must go"
+    )
+    assert reason(settled(dpkg.node, wanted), Ok)
+    assert "nvidia-open-kernel-dkms-" in dpkg.asked_for
+    assert "nvidia-open-kernel-support-" not in dpkg.asked_for
+    assert sum("install" in line.split() for line in dpkg.node.ran) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from gpuboot import config, plan
 from gpuboot.dropin import Rke2Config
+from gpuboot.packages import Packages
 from gpuboot.reader import Reader
 from gpuboot.step import Step
 from tests.unit.node import facts
@@ -45,6 +46,24 @@ def test_what_is_not_wanted_is_no_step() -> None:
 def test_in_rancher_mode_rke2_and_its_proxy_are_ranchers_business() -> None:
     assert join("join: rancher")[-2:] == ["agent-started", "node-joined"]
     assert set(join("join: rancher")).isdisjoint({"rke2-installed", "rke2-proxy"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted", "unwanted"),
+    [
+        ("auto", "nvidia-kernel-dkms", "nvidia-open-kernel-dkms"),
+        ("proprietary", "nvidia-kernel-dkms", "nvidia-open-kernel-dkms"),
+        ("open", "nvidia-open-kernel-dkms", "nvidia-kernel-dkms"),
+    ],
+)
+def test_one_kind_of_module_is_installed_and_the_other_goes(
+    asked: str, wanted: str, unwanted: str
+) -> None:
+    config = read(f"config: {{{AGENT}}}", f"driver: {{kernel-module-type: {asked}}}")
+    found = next(s for s in plan.build(config, facts()).prepare if isinstance(s, Packages))
+    assert wanted in found.driver
+    assert unwanted in found.unwanted
+    assert set(found.driver).isdisjoint(found.unwanted)
 
 
 @pytest.mark.parametrize("given", ["", "cluster.lan, "])

@@ -28,3 +28,12 @@ def test_a_branch_is_the_one_that_this_debian_has(
 ) -> None:
     config = Config(driver=Driver(source="distribution", branch=branch))
     assert preflight.unsupported(config, facts(os_version=version)) == problem
+
+
+@pytest.mark.parametrize(("version", "refused"), [("12", True), ("13", False)])
+def test_the_open_module_is_refused_where_it_cannot_be_installed(
+    version: str, refused: bool
+) -> None:
+    config = Config(driver=Driver(source="distribution", kernel_module_type="open"))
+    problem = preflight.unsupported(config, facts(os_version=version))
+    assert ("kernel-module-type" in (problem or "")) == refused

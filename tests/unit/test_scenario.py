@@ -51,6 +51,18 @@ def test_a_scenario_is_found_by_name_and_by_path(folder: Path) -> None:
         scenario.find("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [("", "bookworm"), ("driver: real\n", "bookworm-real"),
+     ("driver: real\nrelease: trixie\n", "trixie-real")],
+)  # fmt: skip
+def test_a_real_driver_has_an_archive_and_layers_of_its_own(
+    folder: Path, keys: str, kind: str
+) -> None:
+    (folder / "node.yaml").write_text(f"description: a\n{keys}")
+    assert str(scenario.load(folder).setup.kind) == kind
+
+
 def test_the_config_is_indented_like_its_placeholder(folder: Path) -> None:
     _config, user_data = scenario.fill(scenario.load(folder), VALUES)
     assert "\n    rke2:\n      config:\n        server: 'https://cluster.lab:9345'\n" in user_data
@@ -72,6 +84,7 @@ def test_an_unknown_placeholder_names_the_file(folder: Path) -> None:
         ("node.yaml", "description: a\nnouveau: gone\n", "expected absent | idle | busy"),
         ("node.yaml", "description: a\ndisk: big\n", "disk: expected a size such as 900M or 4G"),
         ("node.yaml", "description: a\nrelease: sid\n", "release: expected bookworm | trixie"),
+        ("node.yaml", "description: a\ndriver: none\n", "driver: expected stand-in | real"),
         ("node.yaml", "description: a\ndeadline: 10\n", "deadline: expected a duration such as"),
         ("node.yaml", "description: a\ngpus: [1]\n", "gpus: expected a list of mappings"),
         ("node.yaml", "description: a\ngpus: [{slot: 3}]\n", "gpus[0].slot: expected a string"),

@@ -25,7 +25,7 @@ else:
     import lab_kernel as kernel
 
 REAL_MODPROBE = "/usr/lib/lab/real/modprobe"
-RUNS = Path("/var/lib/lab/initramfs-runs")  # one line for each image that was made
+RUNS = Path("/var/lib/lab/initramfs-runs")  # a line for each image made: kernel, and who had it
 NOUVEAU = "usr/lib/modules/{}/kernel/drivers/gpu/drm/nouveau/nouveau.ko"
 
 
@@ -52,7 +52,9 @@ def generate(release: str) -> None:
     image.parent.mkdir(exist_ok=True)
     replace(image, archive(release))
     with RUNS.open("a") as runs:
-        runs.write(f"{release}\n")
+        # initramfs-tools' own script empties the variable when it has come to the trigger.
+        package = os.environ.get("DPKG_MAINTSCRIPT_PACKAGE", "by-hand") or "dpkg-trigger"
+        runs.write(f"{release} {package}\n")
 
 
 def archive(release: str) -> bytes:
