@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from gpuboot.nvidia import MODPROBE
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
+
+log = logging.getLogger(__name__)
 
 TOOL = "/usr/sbin/update-initramfs"
 
@@ -23,6 +26,7 @@ def renew(host: Host, module: str) -> None:
     """
     release = kernel.next_boot(host)
     if host.exists(TOOL) and _loads(host, release, module):
+        log.info("the initramfs of kernel %s is made anew: it would load %s again", release, module)
         argv = ["update-initramfs", "-u", "-k", release]
         host.must(argv, timeout=1800, patient=True)
 
