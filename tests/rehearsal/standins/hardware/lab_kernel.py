@@ -226,12 +226,11 @@ def insert_nouveau() -> None:
 
 
 def _draw(slot: str) -> None:
-    """The DRM devices of a card; udev, which a container has not, would make their files."""
+    """The DRM device of a card; udev, which a container has not, would make its file."""
     DRM.mkdir(exist_ok=True)
     number = len(list(DRM.glob("card*")))
-    for name, minor in ((f"card{number}", number), (f"renderD{128 + number}", 128 + number)):
-        (DEVICES / slot / "drm" / name).mkdir(parents=True)
-        os.mknod(DRM / name, 0o600 | stat.S_IFCHR, os.makedev(226, minor))
+    (DEVICES / slot / "drm" / f"card{number}").mkdir(parents=True)
+    os.mknod(DRM / f"card{number}", 0o600 | stat.S_IFCHR, os.makedev(226, number))
 
 
 def _undraw(slot: str) -> None:
