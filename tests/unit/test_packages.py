@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gpuboot import apt, packages
+from gpuboot import aptsources, packages
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.packages import TOOLKIT, Packages
@@ -256,7 +256,7 @@ def mixed(dpkg: Dpkg, version: str = "580-1") -> None:
     policy = dpkg.policy
 
     def answer(command: Command) -> Result:
-        ours = not set(apt.EVERYBODYS) <= set(command.argv)
+        ours = not set(aptsources.EVERYBODYS) <= set(command.argv)
         rest = replace(command, argv=tuple(w for w in command.argv if w != "nvidia-smi"))
         text = policy(rest).out
         if "nvidia-smi" in command.argv:
@@ -286,7 +286,7 @@ def test_a_part_that_only_another_source_has_is_refused_and_both_are_named(dpkg:
 
     def answer(command: Command) -> Result:
         text = policy(command).out
-        if not set(apt.EVERYBODYS) <= set(command.argv):
+        if not set(aptsources.EVERYBODYS) <= set(command.argv):
             return Result(0, text + kernel.replace("Candidate: 0", "Candidate: 1"))
         cuda = MIXED.format(name="nvidia-smi", version="580-1", priority=600, places=CUDA)
         return Result(0, text + cuda)
