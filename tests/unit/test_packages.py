@@ -213,6 +213,17 @@ def test_a_package_of_somebody_elses_that_fails_does_not_stop_ours(dpkg: Dpkg) -
     assert str(found.hint).startswith("dpkg --configure theirs ")
 
 
+def test_where_ours_fail_with_somebody_elses_that_is_the_error(dpkg: Dpkg) -> None:
+    broken(dpkg)
+
+    def failing(command: Command) -> Result:
+        return Result(100, err=FAILED) if "install" in command.argv else Result(0)
+
+    dpkg.node.answers["apt-get"] = failing
+    with pytest.raises(GpubootError, match="failed to configure theirs"):
+        step().apply(dpkg.node.host)
+
+
 def test_on_a_node_that_has_all_it_is_tried_once_a_walk_without_network(dpkg: Dpkg) -> None:
     step().apply(dpkg.node.host)
     broken(dpkg)
