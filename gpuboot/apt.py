@@ -52,10 +52,12 @@ OPTIONS = (
     "-o", "Acquire::http::Timeout=30",
     "-o", "Acquire::https::Timeout=30",
 )  # fmt: skip
+# For everybody's sources at once: a dead one that we do not need is not waited for. Ours are read
+# once more then, with all patience.
 HURRIED = (
-    "-o", "Acquire::Retries=1",
-    "-o", "Acquire::http::Timeout=15",
-    "-o", "Acquire::https::Timeout=15",
+    "-o", "Acquire::Retries=0",
+    "-o", "Acquire::http::Timeout=5",
+    "-o", "Acquire::https::Timeout=5",
 )  # fmt: skip
 STRICT = ("-o", "APT::Update::Error-Mode=any")
 # As apt says that a transaction cannot be.
