@@ -27,8 +27,12 @@ INDEXTARGETS = (
 
 
 def unreadable(host: Host) -> str | None:
-    """Which entry keeps apt from reading the node's sources, in apt's words; None if it can."""
-    result = host.run(INDEXTARGETS)
+    """Which entry keeps apt from reading the node's sources, in apt's words; None if it can.
+
+    apt does not get to keep what it then knows: looking leaves nothing behind.
+    """
+    forgetful = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
+    result = host.run([*INDEXTARGETS, *forgetful])
     told = re.findall(r"^E: (?!The list of sources could not be read)(.*)$", result.err, re.M)
     return told[0] if result.code and told else None
 
