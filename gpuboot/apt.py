@@ -190,7 +190,11 @@ def policy(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dic
     have less than what the node was made from, such as the headers of its kernel.
     """
     if options:
-        return _policies(host.must(["apt-cache", "policy", *options, *names]))
+        result = host.run(["apt-cache", "policy", *options, *names])
+        if _hidden(result):
+            result = host.run(["apt-cache", "policy", *ONLY, *options, *names])
+        _done(host, result)
+        return _policies(result.out)
     found = _policies(host.must(["apt-cache", "policy", *ONLY, *names]))
     lacking = [name for name in names if name not in found or not found[name].candidate]
     if lacking:

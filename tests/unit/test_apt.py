@@ -359,3 +359,14 @@ def test_a_transaction_that_fails_otherwise_is_tried_with_no_other_sources(node:
     with pytest.raises(GpubootError, match="failed to configure dkms"):
         apt.install(node.host, ["dkms"], {})
     assert calls.verbs == ["install*"]
+
+
+def test_a_source_that_apt_cannot_read_hides_no_package_of_ours(node: Node) -> None:
+    def answer(command: Command) -> Result:
+        ours = set(aptsources.ONLY) <= set(command.argv)
+        return Result(0, POLICY) if ours else Result(100, err="E: Malformed entry 1 in list file x")
+
+    node.answers["apt-cache policy"] = answer
+    assert "base-files" in apt.candidates(
+        node.host, ["base-files"], ["-o", "Dir::Cache::pkgcache="]
+    )
