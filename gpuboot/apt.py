@@ -18,6 +18,7 @@ from gpuboot.aptfailure import (
     UNREADABLE,
     failure,
 )
+from gpuboot.aptsources import EVERYBODYS, ONLY, entry
 from gpuboot.errors import GpubootError
 from gpuboot.host import WRITE_FAILED
 
@@ -27,18 +28,6 @@ if TYPE_CHECKING:
     from gpuboot.host import Host, Result
 
 log = logging.getLogger(__name__)
-
-FOLDER = "/etc/apt/sources.list.d"
-FILE = f"{FOLDER}/gpuboot.sources"
-# Our sources alone. Whatever else the node has can then neither stop us by being broken nor hand us
-# a package that outranks ours, as NVIDIA's repository does with its pin (facts: nvidia 2.5). What
-# apt has read of the others stays.
-ONLY = (
-    "-o", f"Dir::Etc::SourceList={FILE}",
-    "-o", "Dir::Etc::SourceParts=/dev/null",
-    "-o", "APT::Get::List-Cleanup=false",
-)  # fmt: skip
-EVERYBODYS = ("-o", f"Dir::Etc::SourceParts={FOLDER}")  # as apt does by itself
 
 # Nothing asks: there is nobody to answer. needrestart would restart services, rke2-agent among
 # them; its hooks of apt and dpkg obey the variable. apt-listchanges and apt-listbugs ask too.
@@ -63,10 +52,12 @@ OPTIONS = (
     "-o", "Acquire::http::Timeout=30",
     "-o", "Acquire::https::Timeout=30",
 )  # fmt: skip
+# For everybody's sources at once: a dead one that we do not need is not waited for. Ours are read
+# once more then, with all patience.
 HURRIED = (
-    "-o", "Acquire::Retries=1",
-    "-o", "Acquire::http::Timeout=15",
-    "-o", "Acquire::https::Timeout=15",
+    "-o", "Acquire::Retries=0",
+    "-o", "Acquire::http::Timeout=5",
+    "-o", "Acquire::https::Timeout=5",
 )  # fmt: skip
 STRICT = ("-o", "APT::Update::Error-Mode=any")
 # As apt says that a transaction cannot be.
@@ -199,7 +190,11 @@ def policy(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dic
     have less than what the node was made from, such as the headers of its kernel.
     """
     if options:
-        return _policies(host.must(["apt-cache", "policy", *options, *names]))
+        result = host.run(["apt-cache", "policy", *options, *names])
+        if _hidden(result):
+            result = host.run(["apt-cache", "policy", *ONLY, *options, *names])
+        _done(host, result)
+        return _policies(result.out)
     found = _policies(host.must(["apt-cache", "policy", *ONLY, *names]))
     lacking = [name for name in names if name not in found or not found[name].candidate]
     if lacking:
@@ -229,46 +224,6 @@ def _places(lines: str) -> tuple[str, ...]:
 
 def _known(match: re.Match[str] | None) -> str | None:
     return match[1] if match and match[1] != "(none)" else None
-
-
-def unreadable(host: Host) -> str | None:
-    """Which entry keeps apt from reading the node's sources, in apt's words; None if it can."""
-    result = host.run(INDEXTARGETS)
-    told = re.findall(r"^E: (?!The list of sources could not be read)(.*)$", result.err, re.M)
-    return told[0] if result.code and told else None
-
-
-def entry(host: Host, said: str) -> str | None:
-    """FILE:NUMBER of the node's source whose address stands in what apt has said."""
-    lines = (line.split() for line in targets(host))
-    found = {
-        site.rstrip("/"): rest[-1] for site, *rest in lines if rest and site.rstrip("/") in said
-    }
-    return found[max(found, key=len)] if found else None
-
-
-# Without release information it also answers before the first update.
-INDEXTARGETS = (
-    "apt-get", "indextargets", "--no-release-info", "--format",
-    "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)",
-)  # fmt: skip
-
-
-def targets(host: Host) -> list[str]:
-    """A line for each index of the node's sources; those of a file that apt cannot read are left
-    out, which otherwise make apt name none at all.
-    """
-    whole = host.run(INDEXTARGETS)
-    if whole.code == 0:
-        return whole.out.splitlines()
-    listed = [f"{FOLDER}/{name}" for name in host.names(FOLDER)
-              if name.endswith((".list", ".sources"))]  # fmt: skip
-    found = []
-    for file in ("/etc/apt/sources.list", *listed):
-        alone = ("-o", f"Dir::Etc::SourceList={file}", "-o", "Dir::Etc::SourceParts=/dev/null")
-        result = host.run([*INDEXTARGETS, *alone])
-        found += result.out.splitlines() if result.code == 0 else []
-    return found
 
 
 def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuboot.aptsources import FILE
 from gpuboot.errors import Code, GpubootError
 from gpuboot.host import WRITE_FAILED
 
 if TYPE_CHECKING:
     from gpuboot.host import Result
 
-SOURCES = "/etc/apt/sources.list.d/gpuboot.sources"
 
 LOCKED = Code(
     "GB201",
@@ -31,7 +31,7 @@ SOURCE_FAILED = Code(
         "A portal or firewall answers in its place.",
         "A proxy is needed for it (key proxy).",
     ),
-    ("apt-get update", f"cat {SOURCES}"),
+    ("apt-get update", f"cat {FILE}"),
 )
 SIGNATURE_REFUSED = Code(
     "GB203",
@@ -40,7 +40,7 @@ SIGNATURE_REFUSED = Code(
         "The index was changed after it was signed: by a proxy, or by somebody in between.",
         "The source is not signed at all.",
     ),
-    ("apt-get update", f"cat {SOURCES}", "gpuboot config show"),
+    ("apt-get update", f"cat {FILE}", "gpuboot config show"),
 )
 NO_PACKAGE = Code(
     "GB204",
@@ -82,7 +82,7 @@ KEY_UNKNOWN = Code(
         "The key configured under sources is not the one the archive is signed with.",
         "The archive's owner has changed the key: check the new one's fingerprint.",
     ),
-    (f"cat {SOURCES}", "gpg --show-keys KEYFILE", "gpuboot config show"),
+    (f"cat {FILE}", "gpg --show-keys KEYFILE", "gpuboot config show"),
 )
 KEY_EXPIRED = Code(
     "GB209",
@@ -91,7 +91,7 @@ KEY_EXPIRED = Code(
         "The owner has prolonged the key, and this node has the old copy of it.",
         "The node's clock is ahead.",
     ),
-    ("timedatectl", "gpg --show-keys KEYFILE", f"cat {SOURCES}"),
+    ("timedatectl", "gpg --show-keys KEYFILE", f"cat {FILE}"),
 )
 TOO_WEAK = Code(
     "GB213",
@@ -110,7 +110,7 @@ RELEASE_EXPIRED = Code(
         "A proxy between this node and the mirror hands out an old copy.",
         "The node's clock is ahead.",
     ),
-    ("timedatectl", "apt-get -o Acquire::http::No-Cache=true update", f"cat {SOURCES}"),
+    ("timedatectl", "apt-get -o Acquire::http::No-Cache=true update", f"cat {FILE}"),
 )
 CLOCK_BEHIND = Code(
     "GB215",
@@ -132,7 +132,7 @@ NO_SUCH_SOURCE = Code(
     "GB219",
     "there is no package source at the address that is configured",
     ("The address or the release's name is wrong, or the mirror does not carry this release.",),
-    (f"cat {SOURCES}", "gpuboot config show"),
+    (f"cat {FILE}", "gpuboot config show"),
 )
 STRANGER_BROKEN = Code(
     "GB218",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gpuboot import apt, aptlock
 from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
+from gpuboot.aptsources import ONLY
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _undisturbed(
     """What apt would do were nothing half done, and the names of what is. Raises GB2xx."""
     status = folder / "status"
     settings = {"Dir::State::status": status, "Dir::Log": folder, "Debug::NoLocking": "true"}
-    options = [*apt.ONLY]
+    options = [*ONLY]
     options += [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
     begun: set[str] = set()
     while True:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gpuboot import apt
+from gpuboot import apt, aptsources
 from gpuboot.errors import Code, GpubootError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def refuse_mixture(host: Host, driver: Sequence[str], options: Sequence[str]) ->
 
     A complete driver is nobody's to judge here: nothing would be installed beside it.
     """
-    options = options or apt.ONLY
+    options = options or aptsources.ONLY
     there = apt.installed(host, [*driver, *_PARTS])
     if all(name in there for name in driver):
         return
@@ -53,7 +53,7 @@ def refuse_mixture(host: Host, driver: Sequence[str], options: Sequence[str]) ->
             MIXED,
             f"{', '.join(lacking)} could only come from {_candidates(host, lacking)}; the rest of"
             f" the driver would come from {_chosen(driver, known)}",
-            hint=f"cat {apt.FILE} (a component is missing there, or the mirror lacks it)",
+            hint=f"cat {aptsources.FILE} (a component is missing there, or the mirror lacks it)",
             retry=True,
         )
 
@@ -73,7 +73,7 @@ def _strange(known: Mapping[str, apt.Policy]) -> dict[str, str]:
 def _origin(host: Host, strange: Mapping[str, str]) -> str:
     """The sources of the node that have them in these versions."""
     try:
-        known = apt.policy(host, list(strange), apt.EVERYBODYS)
+        known = apt.policy(host, list(strange), aptsources.EVERYBODYS)
     except GpubootError:  # its other sources cannot be read
         known = {}
     places = [place for name, version in strange.items() if name in known
@@ -82,7 +82,7 @@ def _origin(host: Host, strange: Mapping[str, str]) -> str:
 
 
 def _candidates(host: Host, names: Sequence[str]) -> str:
-    known = apt.policy(host, names, apt.EVERYBODYS)
+    known = apt.policy(host, names, aptsources.EVERYBODYS)
     return _addresses([place for one in known.values() if one.offered
                        for place in one.versions[one.offered]])  # fmt: skip
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt
-from gpuboot.apt import FILE, FOLDER
+from gpuboot import aptsources
+from gpuboot.aptsources import FILE, FOLDER
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok, Pending
 
@@ -174,7 +174,7 @@ def _own_archives(host: Host, codename: str) -> list[tuple[str, str, str | None]
     or none if it names none: apt refuses two entries of one archive with different keys.
     """
     found: list[tuple[str, str, str | None]] = []
-    for line in dict.fromkeys(apt.targets(host)):
+    for line in dict.fromkeys(aptsources.targets(host)):
         site, suite, component, created_by, entry = [*line.split(), "", "", "", "", ""][:5]
         if entry.startswith(f"{FOLDER}/gpuboot"):
             continue

@@ -9,7 +9,19 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gpuboot import apt, aptfailure, config, facts, plan, preflight, rancher, release, rke2, sources
+from gpuboot import (
+    apt,
+    aptfailure,
+    aptsources,
+    config,
+    facts,
+    plan,
+    preflight,
+    rancher,
+    release,
+    rke2,
+    sources,
+)
 from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.findings import ROOT_ONLY
@@ -61,7 +73,7 @@ def survey(host: Host, *, root: bool) -> list[Trouble]:
 
 def warnings(host: Host) -> list[str]:
     """What would stop no walk and is unwise all the same; none of a wrong configuration."""
-    wrong = apt.unreadable(host)
+    wrong = aptsources.unreadable(host)
     found = [f"apt cannot read the node's sources: {wrong}"] if wrong else []
     try:
         return [*found, *config.unwise(config.load(host))]

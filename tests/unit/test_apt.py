@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuboot import apt, aptfailure
+from gpuboot import apt, aptfailure, aptsources
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from tests.unit.node import Node
@@ -165,7 +165,7 @@ class Calls:
         """What apt was asked for, with a star where it was to read our sources alone."""
         return [
             next(word for word in call.argv if word in ("update", "install", "hold"))
-            + ("*" if set(apt.ONLY) <= set(call.argv) else "")
+            + ("*" if set(aptsources.ONLY) <= set(call.argv) else "")
             for call in self.made
         ]
 
@@ -197,12 +197,12 @@ def test_a_failed_update_is_raised_with_its_meaning_and_the_sources_entry(node: 
     Calls(node, refused, refused)
     node.answers["apt-get indextargets"] = (
         "http://x/ a main Packages /etc/apt/sources.list:1\n"
-        f"http://x/debian / Packages {apt.FILE}:2\n"
+        f"http://x/debian / Packages {aptsources.FILE}:2\n"
     )
     with pytest.raises(GpubootError) as caught:
         apt.update(node.host, {})
     assert caught.value.code is aptfailure.SOURCE_FAILED
-    assert caught.value.message.endswith(f"Could not resolve 'x' ({apt.FILE}:2)")
+    assert caught.value.message.endswith(f"Could not resolve 'x' ({aptsources.FILE}:2)")
 
 
 FOREIGN = Result(100, err="E: The repository 'http://them x Release' is not signed.")
@@ -237,12 +237,12 @@ def test_sources_that_apt_cannot_read_hide_none_of_the_others(node: Node) -> Non
         return Result(0, good) if alone and alone[0].endswith("/good.sources") else broken
 
     for name in ("good.sources", "bad.list", "noted.txt"):
-        node.put(f"{apt.FOLDER}/{name}")
+        node.put(f"{aptsources.FOLDER}/{name}")
     node.answers["apt-get indextargets"] = listed
-    assert apt.targets(node.host) == [
+    assert aptsources.targets(node.host) == [
         "http://deb/debian x main Packages /etc/apt/sources.list.d/good.sources:1"
     ]
-    assert apt.unreadable(node.host) == "Malformed entry 1 in list file /x.list (Suite)"
+    assert aptsources.unreadable(node.host) == "Malformed entry 1 in list file /x.list (Suite)"
 
 
 GONE = Result(100, err="E: Failed to fetch http://m/a_1.deb  404  Not Found [IP: 1.2.3.4 80]\n"
@@ -311,7 +311,7 @@ def known_elsewhere(node: Node) -> None:
     """Our sources have nvidia-smi; the headers are in one of the node's own."""
 
     def answer(command: Command) -> Result:
-        if set(apt.ONLY) <= set(command.argv):
+        if set(aptsources.ONLY) <= set(command.argv):
             ours = (
                 "nvidia-smi:\n  Installed: (none)\n  Candidate: 1\n  Version table:\n     1 500\n"
             )
@@ -331,7 +331,11 @@ def test_of_what_our_sources_lack_everybodys_are_asked(node: Node) -> None:
 
 def test_where_everybodys_cannot_be_read_only_ours_are_known(node: Node) -> None:
     def answer(command: Command) -> Result:
-        return Result(0) if set(apt.ONLY) <= set(command.argv) else Result(100, err="E: Malformed")
+        return (
+            Result(0)
+            if set(aptsources.ONLY) <= set(command.argv)
+            else Result(100, err="E: Malformed")
+        )
 
     node.answers["apt-cache policy"] = answer
     assert apt.policy(node.host, ["nvidia-smi"]) == {}
@@ -355,3 +359,14 @@ def test_a_transaction_that_fails_otherwise_is_tried_with_no_other_sources(node:
     with pytest.raises(GpubootError, match="failed to configure dkms"):
         apt.install(node.host, ["dkms"], {})
     assert calls.verbs == ["install*"]
+
+
+def test_a_source_that_apt_cannot_read_hides_no_package_of_ours(node: Node) -> None:
+    def answer(command: Command) -> Result:
+        ours = set(aptsources.ONLY) <= set(command.argv)
+        return Result(0, POLICY) if ours else Result(100, err="E: Malformed entry 1 in list file x")
+
+    node.answers["apt-cache policy"] = answer
+    assert "base-files" in apt.candidates(
+        node.host, ["base-files"], ["-o", "Dir::Cache::pkgcache="]
+    )

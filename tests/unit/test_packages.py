@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gpuboot import apt, dkms, packages
+from gpuboot import aptsources, dkms, packages
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.packages import TOOLKIT, Packages
@@ -261,6 +261,17 @@ def test_a_package_of_somebody_elses_that_fails_does_not_stop_ours(dpkg: Dpkg) -
     assert str(found.hint).startswith("dpkg --configure theirs ")
 
 
+def test_where_ours_fail_with_somebody_elses_that_is_the_error(dpkg: Dpkg) -> None:
+    broken(dpkg)
+
+    def failing(command: Command) -> Result:
+        return Result(100, err=FAILED) if "install" in command.argv else Result(0)
+
+    dpkg.node.answers["apt-get"] = failing
+    with pytest.raises(GpubootError, match="failed to configure theirs"):
+        step().apply(dpkg.node.host)
+
+
 def test_on_a_node_that_has_all_it_is_tried_once_a_walk_without_network(dpkg: Dpkg) -> None:
     step().apply(dpkg.node.host)
     broken(dpkg)
@@ -304,7 +315,7 @@ def mixed(dpkg: Dpkg, version: str = "580-1") -> None:
     policy = dpkg.policy
 
     def answer(command: Command) -> Result:
-        ours = not set(apt.EVERYBODYS) <= set(command.argv)
+        ours = not set(aptsources.EVERYBODYS) <= set(command.argv)
         rest = replace(command, argv=tuple(w for w in command.argv if w != "nvidia-smi"))
         text = policy(rest).out
         if "nvidia-smi" in command.argv:
@@ -334,7 +345,7 @@ def test_a_part_that_only_another_source_has_is_refused_and_both_are_named(dpkg:
 
     def answer(command: Command) -> Result:
         text = policy(command).out
-        if not set(apt.EVERYBODYS) <= set(command.argv):
+        if not set(aptsources.EVERYBODYS) <= set(command.argv):
             return Result(0, text + kernel.replace("Candidate: 0", "Candidate: 1"))
         cuda = MIXED.format(name="nvidia-smi", version="580-1", priority=600, places=CUDA)
         return Result(0, text + cuda)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuboot import apt, web
+from gpuboot import apt, aptsources, web
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Host, Result
 from tests.unit.node import Node
@@ -46,7 +46,7 @@ def test_nothing_that_is_written_can_be_written_by_everybody(node: Node) -> None
     old = os.umask(0)
     try:
         node.host.write("/var/lib/gpuboot/x", "text")
-        node.host.write(apt.FILE, "text")
+        node.host.write(aptsources.FILE, "text")
     finally:
         os.umask(old)
     for path in node.root.rglob("*"):

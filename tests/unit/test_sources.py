@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuboot import apt, sources
+from gpuboot import aptsources, sources
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.sources import OwnArchive, PackageSources, Source
@@ -31,7 +31,7 @@ def step(*wanted: Source | OwnArchive) -> PackageSources:
 
 def written(node: Node, source: Source | OwnArchive) -> str | None:
     step(source).apply(node.host)
-    return node.text(apt.FILE)
+    return node.text(aptsources.FILE)
 
 
 def refused(node: Node, source: Source | OwnArchive) -> GpubootError:
@@ -54,14 +54,14 @@ def refused(node: Node, source: Source | OwnArchive) -> GpubootError:
 )  # fmt: skip
 def test_a_source_is_written_in_apts_own_form(node: Node, source: Source, text: str) -> None:
     node.put(source.key)
-    assert reason(step(source).check(node.host), Pending) == f"{apt.FILE} is not written"
+    assert reason(step(source).check(node.host), Pending) == f"{aptsources.FILE} is not written"
     assert written(node, source) == HEAD + text
     assert reason(step(source).check(node.host), Ok)
 
 
 def test_a_changed_source_is_written_anew(node: Node) -> None:
     node.put(ARCHIVE.key)
-    node.put(apt.FILE, "Types: deb\n")
+    node.put(aptsources.FILE, "Types: deb\n")
     assert reason(settled(node, step(ARCHIVE)), Ok)
 
 
@@ -199,10 +199,10 @@ def test_all_our_sources_stand_in_one_file_that_apt_can_be_given_alone(node: Nod
     node.put("/k.gpg")
     flat = Source("toolkit", "/srv/toolkit", "/", "/k.gpg")
     step(ARCHIVE, flat).apply(node.host)
-    text = node.text(apt.FILE) or ""
+    text = node.text(aptsources.FILE) or ""
     assert text.count("\n\n") == 1
     assert text.count("Types: deb\n") == 2
-    assert [name for name in node.files() if name.endswith(".sources")] == [apt.FILE]
+    assert [name for name in node.files() if name.endswith(".sources")] == [aptsources.FILE]
 
 
 # -- pinned keys
@@ -219,7 +219,7 @@ def test_a_pinned_key_is_fetched_once_and_kept(node: Node) -> None:
     assert reason(step(TOOLKIT).check(node.host), Pending) == "the key of toolkit is not there"
     assert reason(settled(node, step(TOOLKIT)), Ok)
     assert node.text(TOOLKIT_KEY) == KEY
-    assert f"Signed-By: {TOOLKIT_KEY}\n" in (node.text(apt.FILE) or "")
+    assert f"Signed-By: {TOOLKIT_KEY}\n" in (node.text(aptsources.FILE) or "")
     assert reason(settled(node, step(TOOLKIT)), Ok)
     assert len(node.web.asked) == 1
 
