@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,7 +189,8 @@ def _failure(host: Host, release: str, said: str) -> GpubootError:
     if makelog.STARVED.search(text):
         message = f"the compiler was ended for want of memory while it built for kernel {release}"
         return GpubootError(NO_MEMORY, message, evidence=evidence, retry=True)
-    told = f": {error.strip()}" if (error := makelog.first_error(text)) else ""
+    error = re.sub(rf"{TREE}/\S+?/build/", "", makelog.first_error(text) or "")
+    told = f": {error.strip()}" if error else ""
     if not _modules(host):
         told = f": none has its source below {SOURCES}"
     if makelog.OTHER_COMPILER.search(text):
