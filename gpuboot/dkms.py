@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def _build(host: Host, release: str, *options: str) -> str:
             argv = ["dkms", *words, "-k", release, *options]
             result = host.run(argv, timeout=BUILD_TIMEOUT)
             said += f"{result.out}\n{result.err}\n"
+            if result.code:  # an installation would only try to build once more
+                break
     if unsigned := makelog.UNSIGNED.search(said):
         log.info("dkms: %s", unsigned[0].strip())  # where the firmware asks for it, GB104 says so
     return said
@@ -173,6 +176,11 @@ def _logs(host: Host) -> dict[str, str]:
 
 def _failure(host: Host, release: str, said: str) -> GpubootError:
     """Why there is no module for this kernel; the compiler's own words are the evidence."""
+    if makelog.NO_HEADERS.search(said):  # then nothing was built, and a log is an older one
+        return GpubootError(
+            NO_HEADERS, f"DKMS finds no headers of kernel {release}", evidence=said.strip()[-1500:],
+            hint=f"apt-get install --reinstall linux-headers-{release}, then: gpuboot run",
+        )  # fmt: skip
     logs = _logs(host)
     text = "\n".join([said, *logs.values()])
     if line := unwritable(text):
@@ -181,12 +189,8 @@ def _failure(host: Host, release: str, said: str) -> GpubootError:
     if makelog.STARVED.search(text):
         message = f"the compiler was ended for want of memory while it built for kernel {release}"
         return GpubootError(NO_MEMORY, message, evidence=evidence, retry=True)
-    if makelog.NO_HEADERS.search(text):
-        return GpubootError(
-            NO_HEADERS, f"DKMS finds no headers of kernel {release}", evidence=said.strip()[-1500:],
-            hint=f"apt-get install --reinstall linux-headers-{release}, then: gpuboot run",
-        )  # fmt: skip
-    told = f": {error.strip()}" if (error := makelog.first_error(text)) else ""
+    error = re.sub(rf"{TREE}/\S+?/build/", "", makelog.first_error(text) or "")
+    told = f": {error.strip()}" if error else ""
     if not _modules(host):
         told = f": none has its source below {SOURCES}"
     if makelog.OTHER_COMPILER.search(text):
