@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING
 
-from gpuboot import checkpoint, config, facts, plan, rancher, reboot, rke2, systemd
+from gpuboot import checkpoint, config, dpkg, facts, plan, rancher, reboot, rke2, systemd
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
@@ -111,6 +111,8 @@ def _of_the_disk(error: OSError) -> GpubootError:
 
 
 def _walk_from_top(host: Host) -> tuple[int, float]:
+    if rke2.live(host):  # woken by a kernel's installation, whose headers may come after it
+        dpkg.let_end(host)
     machine = facts.gather(host)
     try:
         wanted = config.load(host)

@@ -65,6 +65,8 @@ DISK_FULL = Code(
     ("df -h / /var", "apt-get clean"),
 )
 
+LISTS = "/var/lib/apt/lists"
+FRESH = 300.0  # seconds for which what the sources said is good enough
 LOCK_WAIT = 600  # seconds; unattended-upgrades at first boot can take minutes
 # needrestart would restart services, rke2-agent among them, and asks questions.
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
@@ -89,8 +91,8 @@ def proxied(host: Host) -> bool:
     return bool(re.search(form, dump, re.MULTILINE | re.IGNORECASE))
 
 
-def installed(host: Host, names: Sequence[str]) -> dict[str, str]:
-    """Those of the packages that are unpacked and configured, with their versions."""
+def installed(host: Host, names: Sequence[str] = ()) -> dict[str, str]:
+    """Those of the packages that are unpacked and configured, with their versions; all for none."""
     fields = "${Package}\t${db:Status-Status}\t${Version}\n"
     result = host.run(["dpkg-query", "--show", "--showformat", fields, *names])
     found = {}
@@ -134,6 +136,14 @@ def download(host: Host, packages: Sequence[str], folder: Path, env: Mapping[str
 def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
     """Read all package sources anew; any that fails is an error (GB201, GB202, GB203)."""
     _apt(host, [*options, "-o", "APT::Update::Error-Mode=any", "update"], env)
+
+
+def refresh(host: Host, env: Mapping[str, str]) -> None:
+    """Read all package sources anew, unless that was just done: two steps of a walk want it."""
+    read = host.memory.get(LISTS)
+    if not isinstance(read, float) or host.clock.boottime() - read > FRESH:
+        update(host, env)
+        host.memory[LISTS] = host.clock.boottime()
 
 
 def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:

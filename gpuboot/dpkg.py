@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
+import struct
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATUS = "/var/lib/dpkg/status"
+LOCK = "/var/lib/dpkg/lock-frontend"
 SOUND = ("installed", "triggers-pending", "triggers-awaited", "config-files", "not-installed")
 
 
@@ -26,6 +30,24 @@ def interrupted(host: Host) -> bool:
     return bool(host.run(["dpkg", "--audit"]).out.strip()) or any(
         name.isdigit() for name in host.names("/var/lib/dpkg/updates")
     )
+
+
+def busy(host: Host) -> bool:
+    """Whether another program holds dpkg's lock, so that what is half done is being done."""
+    try:
+        with host.path(LOCK).open("rb") as file:
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            told = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except OSError:  # no dpkg was ever run here, or only root may ask
+        return False
+    return bool(told[0] != fcntl.F_UNLCK)
+
+
+def let_end(host: Host) -> None:
+    """Wait, but not for ever, for somebody's installation to end. Raises Stopped."""
+    end = host.clock.boottime() + apt.LOCK_WAIT
+    while busy(host) and host.clock.boottime() < end:
+        host.sleep(1)
 
 
 def mend(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, str]) -> None:

@@ -98,6 +98,8 @@ class Walk:
             self.checkpoint.holds(step.name)
             return None
         if isinstance(finding, Pending):  # only on a live node, else it was applied
+            if not self.drift:
+                self._why = finding.code, finding.hint
             self._differs(step, finding.reason)
             return None
         if isinstance(finding, Waiting):

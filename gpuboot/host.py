@@ -166,6 +166,7 @@ class Host:
         self.web: Web = web or RequestsWeb()
         self.mask = Mask()
         self.woken = False  # somebody wants us to look again at once
+        self.memory: dict[object, object] = {}  # what was dear to find out, by what it holds for
         self._runner = runner
         self._stopping = False
 
@@ -326,6 +327,14 @@ class Host:
         except OSError:
             return None
         return datetime.fromtimestamp(max(found.st_mtime, found.st_ctime), timezone.utc)
+
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """What is another one once the file's content is; empty if there is no such file."""
+        try:
+            found = self.path(name).stat()
+        except OSError:
+            return ()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def free(self, name: str) -> int:
         """Free bytes on the file system that holds this folder."""

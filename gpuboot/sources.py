@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from gpuboot import apt
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok, Pending
 
@@ -111,6 +112,7 @@ class PackageSources:
         return {**keys, **{source.file: text(host, source) for source in self.sources}}
 
     def apply(self, host: Host) -> None:
+        host.memory.pop(apt.LISTS, None)  # what apt has read is of other sources
         for source in self.sources:
             if isinstance(source, Source):
                 _provide_key(host, source)

@@ -28,9 +28,14 @@ class Ok:
 
 @dataclass(frozen=True)
 class Pending:
-    """There is something to do, and `apply` does it."""
+    """There is something to do, and `apply` does it.
+
+    `code` and `hint` explain it on a live node, where it is not done, if it has a name.
+    """
 
     reason: str
+    code: Code | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True)

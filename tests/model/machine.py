@@ -315,7 +315,7 @@ class Machine:
     def _modinfo(self, argv: list[str]) -> Result:
         if Path(argv[-1]).read_bytes() != b"built":
             return Result(1, err="modinfo: ERROR: Exec format error")
-        return Result(0, f"{KERNEL} SMP\n" if argv[1] == "vermagic" else f"{DRIVER}\n")
+        return Result(0, f"version:        {DRIVER}\nvermagic:       {KERNEL} SMP\n")
 
     def _modprobe(self, argv: list[str]) -> Result:
         if argv[0] == "-r":
@@ -429,7 +429,9 @@ def _files(root: str, skip: Sequence[str], below: str = "") -> Iterator[tuple[st
 
 
 def _version(package: str) -> str:
-    return "1.20.0-1" if "container" in package else DRIVER
+    if "container" in package:
+        return "1.20.0-1"
+    return DRIVER if re.search("nvidia|cuda", package) else "1.0"
 
 
 def tarball() -> bytes:

@@ -105,7 +105,7 @@ def download(base: Path, release: str, folder: Path) -> None:
     say("Fetching the node's real packages (DKMS, compiler, kernel headers, Python modules).")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    apt = _private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    apt = private_apt(partial / "apt", base, sources(release, COMPONENTS))
     run(*apt, "update")
     archives = partial / "apt/cache/archives"
     run(*apt, "download", *ALONE, "linux-headers-amd64", cwd=archives)
@@ -134,7 +134,7 @@ def _image(kernel: Kernel) -> str:
     )
 
 
-def _private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
+def private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
     """apt-get with the machine's settings, the given sources and the base's installed packages."""
     (state / "lists/partial").mkdir(parents=True)
     (state / "cache/archives/partial").mkdir(parents=True)

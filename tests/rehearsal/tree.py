@@ -16,11 +16,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import archive, cluster, hardware, lab, packages, release
+from tests.rehearsal import archive, cluster, hardware, kernels, lab, packages, release
 from tests.rehearsal.command import run
 from tests.rehearsal.packages import Kernel
 from tests.rehearsal.report import RigError, say
@@ -42,15 +42,15 @@ PROBES = Path(__file__).parent / "probes"
 PRODUCT = ("gpuboot", "systemd", "cloud-init", "packaging", "docs", "setup.cfg", "pyproject.toml",
            "README.md", "CHANGELOG.md", "LICENSE")  # fmt: skip
 # What the stand-ins are built from.
-STANDINS = ("archive.py", "hardware.py", "release.py", "cluster.py", "pki.py", "probes",
-            "standins")  # fmt: skip
+STANDINS = ("archive.py", "hardware.py", "kernels.py", "release.py", "cluster.py", "pki.py",
+            "probes", "standins")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Ground:
     """What every node of a rehearsal stands on."""
 
-    kernel: str
+    kernels: Mapping[str, Kernel]  # by the words of node.yaml
     layers: tuple[Path, ...]  # topmost first
     archive: Path
     releases: Path
@@ -65,6 +65,8 @@ class Ground:
     def values(self) -> dict[str, str]:
         """The placeholders of config.yaml and user-data.yaml."""
         return {
+            "kernel": self.kernels["auto"].release,
+            "older_kernel": self.kernels["older"].release,
             "token": self.token,
             "ca_hash": self.token[3:67],  # of K10HASH::USER:PASSWORD
             "server": self.server,
@@ -90,7 +92,7 @@ def building() -> Iterator[None]:
 
 def fetched(debian: str) -> bool:
     """Whether there is nothing left to fetch."""
-    return _base(debian).is_dir() and _debs(debian).is_dir()
+    return _base(debian).is_dir() and _debs(debian).is_dir() and _kernel_debs(debian).is_dir()
 
 
 def fetch(debian: str) -> None:
@@ -100,18 +102,22 @@ def fetch(debian: str) -> None:
         packages.build_base(base, debian)
     if not debs.is_dir():
         packages.download(base, debian, debs)
+    if not _kernel_debs(debian).is_dir():
+        newest = packages.headers_kernel(debs / "main")
+        kernels.fetch(base, debian, newest, _kernel_debs(debian))
 
 
 def prepare(debian: str) -> Ground:
     """Builds what is missing of archive, release, identity and layers; called inside the lab."""
-    kernel = packages.headers_kernel(_debs(debian) / "main")
-    lab_archive = _archive(debian, kernel)
+    newest = packages.headers_kernel(_debs(debian) / "main")
+    known = kernels.known(_kernel_debs(debian), debian, newest)
+    lab_archive = _archive(debian, known)
     identity = CACHE / "identity" / _digest([_here("cluster.py"), _here("pki.py")])
     made = cluster.prepare(identity)
     releases, sha256 = _releases()
     machine = _layer(
         f"machine-{debian}", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
-        lambda tree: _furnish(tree, debian, kernel, lab_archive, made.web_ca),
+        lambda tree: _furnish(tree, debian, newest, lab_archive, made.web_ca),
     )  # fmt: skip
     product = _layer(
         f"gpuboot-{debian}", [machine, _base(debian)],
@@ -120,7 +126,7 @@ def prepare(debian: str) -> Ground:
     )  # fmt: skip
     layers = (product, machine, _base(debian))
     return Ground(
-        kernel.release, layers, lab_archive, releases, identity,
+        known, layers, lab_archive, releases, identity,
         made.token, made.server, made.proxy, sha256, made.rancher_token, made.rancher_checksum,
     )  # fmt: skip
 
@@ -154,18 +160,25 @@ def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
-def _archive(debian: str, kernel: Kernel) -> Path:
+def _kernel_debs(debian: str) -> Path:
+    """What kernels.py has fetched for the packages of `_debs`: its kernels go by theirs."""
+    return CACHE / "debs" / f"{debian}-kernels-{_digest([], [_debs(debian).name, kernels.GRUB])}"
+
+
+def _archive(debian: str, known: Mapping[str, Kernel]) -> Path:
     """What http://archive.lab/ serves: the signed suite and the toolkit's flat repository."""
-    inputs = [_here("archive.py"), _here("hardware.py"), _here("standins")]
+    inputs = [_here(name) for name in ("archive.py", "hardware.py", "kernels.py", "standins")]
     debs = _debs(debian)
-    folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *kernel])}"
+    folder = CACHE / "archive" / f"{debian}-{_digest(inputs, [debs, *known.values()])}"
     if not folder.is_dir():
         say("Building the lab's archive: the real packages and the stand-ins.")
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         pools = partial / "pools"
-        archive.build_standins(pools, debian, kernel)
-        _merge(debs, pools)
+        archive.build_standins(pools, debian)
+        kernels.build(partial / "kernels", known)
+        for fetched_or_built in (debs, _kernel_debs(debian), partial / "kernels"):
+            _merge(fetched_or_built, pools)
         key = archive.signing_key(KEYS)
         suite = {path.name: path for path in sorted(pools.iterdir()) if path.name != "toolkit"}
         archive.publish_suite(partial / "debian", debian, suite, KEYS)
@@ -179,12 +192,13 @@ def _archive(debian: str, kernel: Kernel) -> Path:
 
 def _merge(debs: Path, pools: Path) -> None:
     """Adds Debian's packages to the pools; where there is a real one its stand-in goes."""
-    for component in debs.iterdir():
+    for component in (path for path in debs.iterdir() if path.name in packages.COMPONENTS):
         (pools / component.name).mkdir(parents=True, exist_ok=True)
         for deb in component.glob("*.deb"):
             for standin in pools.glob(f"*/{deb.name.split('_')[0]}_*.deb"):
                 standin.unlink()
-            os.link(deb, pools / component.name / deb.name)
+            with contextlib.suppress(FileExistsError):  # fetched with the other folder's as well
+                os.link(deb, pools / component.name / deb.name)
 
 
 def _releases() -> tuple[Path, str]:
@@ -232,8 +246,7 @@ def _prune(used: Path) -> None:
 
 def _furnish(tree: Path, debian: str, kernel: Kernel, lab_archive: Path, web_ca: Path) -> None:
     """Makes a bare Debian a machine of the lab: names, trust, network, the hardware's stand-ins."""
-    image = f"linux-image-{kernel.release}_{kernel.version}_amd64.deb"
-    run("dpkg", f"--root={tree}", "--install", str(lab_archive / "debian/pool/main" / image))
+    _install_grub(tree, debian)
     write(tree, "etc/hosts", f"127.0.0.1 localhost\n{lab.ADDRESS} {HOSTS}\n")
     write(
         tree, "etc/apt/sources.list",
@@ -251,10 +264,24 @@ def _furnish(tree: Path, debian: str, kernel: Kernel, lab_archive: Path, web_ca:
     in_tree(tree, "update-ca-certificates")
     in_tree(tree, "systemctl", "enable", "systemd-networkd.service")
     hardware.install_programs(tree)
+    kernels.install(tree, lab_archive / "kernels/templates", kernel, in_tree)
+    in_tree(tree, "update-grub")
     write(tree, f"{hardware.PROGRAMS}/plan.py", (PROBES / "plan.py").read_text(encoding="utf-8"))
     unit = (PROBES / "lab-plan.service").read_text(encoding="utf-8")
     write(tree, "etc/systemd/system/lab-plan.service", unit)
     in_tree(tree, "systemctl", "enable", "lab-plan.service")
+
+
+def _install_grub(tree: Path, debian: str) -> None:
+    """The real grub-mkconfig, with Debian's settings for it: the boot loader itself is ours."""
+    others = {path.name for path in (_debs(debian) / "main").iterdir()}
+    debs = [path for path in (_kernel_debs(debian) / "main").iterdir()
+            if path.name not in others and not path.name.startswith("linux-")]  # fmt: skip
+    binds = (f"--bind-ro={_kernel_debs(debian)}:/mnt/grub",)
+    in_tree(tree, "dpkg", "--install", *(f"/mnt/grub/main/{deb.name}" for deb in debs), binds=binds)
+    (tree / "mnt/grub").rmdir()
+    (tree / "boot/grub").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tree / "usr/share/grub/default/grub", tree / "etc/default/grub")
 
 
 def _install(tree: Path, debian: str, lab_archive: Path) -> None:

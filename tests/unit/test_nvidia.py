@@ -12,7 +12,7 @@ from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.nvidia import DriverLoaded, GpuPresent, GpusAnswer, NouveauBlocked
 from gpuboot.step import Ok, Pending, Reboot, Waiting
-from tests.unit.node import KERNEL, SLOT, Node, code, reason, settled
+from tests.unit.node import KERNEL, SLOT, Node, code, module_text, reason, settled
 
 TWO = "0000:1b:00.0"
 DRIVER = "535.309.01"
@@ -136,8 +136,8 @@ class Modules:
             self.node.host.path(folder).rmdir()
         return Result(0)
 
-    def modinfo(self, command: Command) -> Result:
-        return Result(0, f"{KERNEL} SMP\n" if command.argv[2] == "vermagic" else f"{DRIVER}\n")
+    def modinfo(self, _: Command) -> Result:
+        return Result(0, module_text(KERNEL, DRIVER))
 
     def nodes(self, command: Command) -> Result:
         names = {"255": "nvidiactl", "0": "nvidia-uvm" if "-u" in command.argv else "nvidia0"}

@@ -77,7 +77,9 @@ def settings() -> dict[str, object]:
 
 
 def release() -> str:
-    return str(settings()["kernel"])
+    """The kernel of this boot; before boot.py has run, the one the boot loader has picked."""
+    booted = STATE / "osrelease"
+    return booted.read_text().strip() if booted.exists() else str(settings()["kernel"])
 
 
 def say(text: str, level: int = 4) -> None:
