@@ -111,8 +111,6 @@ def _of_the_disk(error: OSError) -> GpubootError:
 
 
 def _walk_from_top(host: Host) -> tuple[int, float]:
-    if rke2.live(host):  # woken by a kernel's installation, whose headers may come after it
-        dpkg.let_end(host)
     machine = facts.gather(host)
     try:
         wanted = config.load(host)
@@ -121,6 +119,8 @@ def _walk_from_top(host: Host) -> tuple[int, float]:
     host.web.proxy = plan.proxy(wanted)
     record = checkpoint.load(host, machine, budget=wanted.reboot.budget)
     road = plan.build(wanted, machine)
+    if rke2.live(host):  # woken by a kernel's installation, whose headers may come after it
+        dpkg.let_end(host)
     progress = Progress(host, record, wanted, road.steps)
     progress.save()
     outcome = _walk(host, record, wanted, road, progress)

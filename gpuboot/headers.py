@@ -34,7 +34,7 @@ NO_HEADERS = Code(
 )
 PINNED = Code(
     "GB321",
-    "GRUB boots another kernel than the one the driver can be built for",
+    "the kernel that the driver can be built for is not the one that GRUB boots",
     (
         "GRUB_DEFAULT in /etc/default/grub names one kernel, or `saved` and grub-set-default does.",
         "grub.cfg was not made anew when the kernel was installed.",

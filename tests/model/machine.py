@@ -244,7 +244,7 @@ class Machine:
         if "Status-Eflag" in argv[2]:
             flags = {"messed": "reinstreq"}
             return Result(0, "".join(f"{flags.get(s, 'ok')}\t{n}\n" for n, s in packages.items()))
-        names = argv[3:]
+        names = argv[3:] or list(packages)
         lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
 
@@ -292,8 +292,13 @@ class Machine:
                 self.save("packages", {**self.packages, name: "installed"})
 
     def _dkms(self, argv: list[str]) -> Result:
-        """It believes its own tree: what it once built and installed it does not look at again."""
+        """It believes its own tree: what it once built and installed it does not look at again.
+
+        Without headers it says so, and does nothing.
+        """
         known = self.path(BUILT).exists()
+        if not known and f"linux-headers-{KERNEL}" not in self.packages:
+            return Result(0, "Error! Your kernel headers cannot be found")
         self.fuse.burn()
         if argv[0] == "autoinstall" and known:
             return Result(0)
