@@ -48,6 +48,8 @@ REALTIME = Code(
     ("apt-get install linux-image-amd64 linux-headers-amd64", "dpkg -l 'linux-image-*rt*'"),
 )
 
+# A check leaves apt's own cache of its lists as it is.
+ONLY_LOOK = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
 FLAVOUR = re.compile(r"-((?:cloud-|rt-)?[a-z][a-z0-9]*)$")
 
 
@@ -187,7 +189,7 @@ def _gone(host: Host, kernels: Sequence[str], options: Sequence[str] = ()) -> li
     """Those of the kernels whose headers are neither installed nor to be had, by apt's lists."""
     if not kernels:
         return []
-    found = apt.candidates(host, [package(release) for release in kernels], options)
+    found = apt.candidates(host, [package(release) for release in kernels], options or ONLY_LOOK)
     return [release for release in kernels if package(release) not in found]
 
 

@@ -30,7 +30,7 @@ class Debian:
         self.run(kernel)
         self.add(kernel)
         node.answers |= {
-            "dpkg-query": self.query, "apt-cache policy": self.policy, "apt-get": self.get,
+            "dpkg-query": self.query, "apt-cache": self.policy, "apt-get": self.get,
             "modinfo": lambda command: Result(0, module_text(command.argv[1].split("/")[-4])),
         }  # fmt: skip
 
@@ -54,7 +54,8 @@ class Debian:
 
     def policy(self, command: Command) -> Result:
         known = self.archive | self.installed
-        found = [name for name in command.argv[2:] if name in known]
+        names = command.argv[command.argv.index("policy") + 1 :]
+        found = [name for name in names if name in known]
         return Result(0, "".join(f"{name}:\n  Candidate: 1\n" for name in found))
 
     def get(self, command: Command) -> Result:
