@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,45 @@ def test_a_cut_off_dpkg_is_noticed(
     for name in updates:
         node.put(f"/var/lib/dpkg/updates/{name}")
     assert dpkg.interrupted(node.host) is cut
+
+
+# Somebody's dpkg, which locks as dpkg does and lives until its standard input ends.
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked(node: Node) -> Iterator[subprocess.Popen[str]]:
+    node.put(dpkg.LOCK)
+    argv = [sys.executable, "-c", HOLDER, str(node.host.path(dpkg.LOCK))]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_an_installation_under_way_is_seen_by_its_lock(node: Node) -> None:
+    assert not dpkg.busy(node.host)
+    with locked(node):
+        assert dpkg.busy(node.host)
+    assert not dpkg.busy(node.host)
+
+
+def test_an_installation_is_let_end_and_not_for_ever(node: Node) -> None:
+    with locked(node) as process:
+        dpkg.let_end(node.host)
+        assert node.clock.seconds > apt.LOCK_WAIT
+        assert process.poll() is None
+    before = node.clock.seconds
+    dpkg.let_end(node.host)
+    assert node.clock.seconds - before < 1
 
 
 # -- mending
