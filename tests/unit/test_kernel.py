@@ -7,9 +7,14 @@ import random
 import pytest
 
 from gpuboot import kernel
+from gpuboot.dkms import DriverBuilt
+from gpuboot.errors import GpubootError
+from gpuboot.headers import KernelHeaders
 from gpuboot.host import Command, Result
 from gpuboot.kernel import Module
-from tests.unit.node import KERNEL, Node, module_text
+from gpuboot.step import Ok, Pending, Reboot
+from tests.unit.node import KERNEL, Node, module_text, reason
+from tests.unit.test_headers import Debian
 
 
 @pytest.mark.parametrize(
@@ -182,3 +187,28 @@ def test_a_loaded_module_has_a_version(node: Node) -> None:
     assert kernel.loaded_version(node.host, "nvidia") == "535.309.01"
     assert not kernel.loaded(node.host, "nouveau")
     assert kernel.loaded_version(node.host, "nouveau") is None
+
+
+# -- what a peer gets wrong: it upgrades kernel and headers, and reboots without a look at what boots
+
+
+def test_after_a_kernels_upgrade_the_next_kernel_is_looked_at_before_any_reboot(
+    node: Node,
+) -> None:
+    debian = Debian(node)
+    debian.has_metas()
+    debian.pinned = KERNEL
+    with pytest.raises(GpubootError, match="boots next"):
+        KernelHeaders().apply(node.host)
+    debian.pinned = None
+    debian.add(NEWER)
+    assert kernel.next_boot(node.host) == NEWER
+    assert isinstance(KernelHeaders().apply(node.host), Reboot)
+
+
+def test_a_module_is_needed_for_the_kernel_that_an_upgrade_has_brought(node: Node) -> None:
+    debian = Debian(node)
+    debian.build(KERNEL)
+    assert isinstance(DriverBuilt().check(node.host), Ok)
+    debian.add(NEWER)
+    assert reason(DriverBuilt().check(node.host), Pending).endswith(f"for kernel {NEWER}")
