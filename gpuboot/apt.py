@@ -140,10 +140,15 @@ def update(host: Host, env: Mapping[str, str], options: Sequence[str] = ()) -> N
 
 def refresh(host: Host, env: Mapping[str, str]) -> None:
     """Read all package sources anew, unless that was just done: two steps of a walk want it."""
-    read = host.memory.get(LISTS)
-    if not isinstance(read, float) or host.clock.boottime() - read > FRESH:
+    if not fresh(host):
         update(host, env)
         host.memory[LISTS] = host.clock.boottime()
+
+
+def fresh(host: Host) -> bool:
+    """Whether this process has read all package sources just now."""
+    read = host.memory.get(LISTS)
+    return isinstance(read, float) and host.clock.boottime() - read < FRESH
 
 
 def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:

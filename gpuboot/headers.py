@@ -48,8 +48,6 @@ REALTIME = Code(
     ("apt-get install linux-image-amd64 linux-headers-amd64", "dpkg -l 'linux-image-*rt*'"),
 )
 
-# A check leaves apt's own cache of its lists as it is.
-ONLY_LOOK = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
 FLAVOUR = re.compile(r"-((?:cloud-|rt-)?[a-z][a-z0-9]*)$")
 
 
@@ -69,13 +67,14 @@ class KernelHeaders:
 
     def check(self, host: Host) -> Finding:
         lacking = _lacking(host)
-        gone = _gone(host, lacking)
-        if gone:
-            hint = f"apt-get install {package(gone[0])}"
-            return Pending(f"no headers for kernel {' and '.join(gone)}", NO_HEADERS, hint)
-        if lacking:
-            return Ok(f"the headers for kernel {' and '.join(lacking)} are to be had")
-        return Ok("every kernel that needs headers has them")
+        if not lacking:
+            return Ok("every kernel that needs headers has them")
+        kernels = " and ".join(lacking)
+        # A template's own lists are as old as it is, and know of headers that are long gone.
+        if apt.fresh(host) and not _gone(host, lacking):
+            return Ok(f"the headers for kernel {kernels} are to be had")
+        hint = f"apt-get install {' '.join(package(release) for release in lacking)}"
+        return Pending(f"no headers are installed for kernel {kernels}", NO_HEADERS, hint)
 
     def apply(self, host: Host) -> Reboot | None:
         apt.refresh(host, self.env)
@@ -189,7 +188,7 @@ def _gone(host: Host, kernels: Sequence[str], options: Sequence[str] = ()) -> li
     """Those of the kernels whose headers are neither installed nor to be had, by apt's lists."""
     if not kernels:
         return []
-    found = apt.candidates(host, [package(release) for release in kernels], options or ONLY_LOOK)
+    found = apt.candidates(host, [package(release) for release in kernels], options)
     return [release for release in kernels if package(release) not in found]
 
 

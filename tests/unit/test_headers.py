@@ -110,9 +110,10 @@ def test_a_node_whose_headers_are_installed_asks_no_archive(debian: Debian) -> N
 
 def test_headers_that_are_to_be_had_come_with_the_driver(debian: Debian) -> None:
     debian.archive.add(f"linux-headers-{KERNEL}")
+    assert reason(check(debian), Pending) == f"no headers are installed for kernel {KERNEL}"
+    assert apply(debian) is None
     found = reason(check(debian), Ok)
     assert found == f"the headers for kernel {KERNEL} are to be had"
-    assert apply(debian) is None
     assert debian.installed == set()
     assert headers.wanted(debian.node.host) == (f"linux-headers-{KERNEL}", "linux-headers-amd64")
 
@@ -129,12 +130,28 @@ def test_a_newer_kernel_that_is_installed_gets_headers_too(debian: Debian) -> No
 # -- headers that are gone
 
 
+def test_a_templates_old_lists_are_not_believed(debian: Debian) -> None:
+    """They know of the headers, which the archive has dropped since."""
+    debian.archive.add(f"linux-headers-{KERNEL}")
+    assert reason(check(debian), Pending)
+    assert not [line for line in debian.node.ran if line.startswith("apt")]
+
+    def get(command: Command) -> Result:
+        if command.argv[-1] == "update":
+            debian.archive.clear()
+            debian.has_metas()
+        return debian.get(command)
+
+    debian.node.answers["apt-get"] = get
+    assert isinstance(apply(debian), Reboot)
+
+
 def test_gone_headers_are_answered_by_one_upgrade_of_the_kernel_and_one_reboot(
     debian: Debian,
 ) -> None:
     debian.has_metas()
     found = check(debian)
-    assert reason(found, Pending) == f"no headers for kernel {KERNEL}"
+    assert reason(found, Pending) == f"no headers are installed for kernel {KERNEL}"
     why = f"the archive has no headers for {KERNEL} any more; {NEWER} boots next"
     assert apply(debian) == Reboot(why)
     assert debian.installed >= {"linux-image-amd64", "linux-headers-amd64"}
@@ -213,7 +230,8 @@ def test_a_next_kernel_whose_headers_are_gone_is_replaced_without_a_reboot(debia
     debian.build(KERNEL)
     debian.add("6.1.0-52-amd64")
     debian.has_metas()
-    assert reason(check(debian), Pending) == "no headers for kernel 6.1.0-52-amd64"
+    found = reason(check(debian), Pending)
+    assert found == "no headers are installed for kernel 6.1.0-52-amd64"
     assert apply(debian) is None
     assert reason(check(debian), Ok)
 

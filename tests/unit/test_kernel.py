@@ -189,7 +189,7 @@ def test_a_loaded_module_has_a_version(node: Node) -> None:
     assert kernel.loaded_version(node.host, "nouveau") is None
 
 
-# -- what a peer gets wrong: it upgrades kernel and headers, and reboots without a look at what boots
+# -- what a peer gets wrong: it upgrades the kernel, and reboots without a look at what boots
 
 
 def test_after_a_kernels_upgrade_the_next_kernel_is_looked_at_before_any_reboot(
