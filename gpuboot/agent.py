@@ -6,11 +6,23 @@ import fcntl
 import logging
 import os
 import random
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING
 
-from gpuboot import checkpoint, config, facts, plan, prefetch, rancher, reboot, rke2, systemd
+from gpuboot import (
+    aptlock,
+    checkpoint,
+    config,
+    facts,
+    plan,
+    prefetch,
+    rancher,
+    reboot,
+    rke2,
+    systemd,
+)
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.clock import stamp
 from gpuboot.config import Config, ConfigError
@@ -120,6 +132,9 @@ def _walk_from_top(host: Host) -> tuple[int, float]:
     host.web.proxy = plan.proxy(wanted)
     record = checkpoint.load(host, machine, budget=wanted.reboot.budget)
     road = plan.build(wanted, machine)
+    if rke2.live(host):  # woken by a kernel's installation, whose headers may come after it
+        with suppress(GpubootError):  # whoever is still at it then: we look at what there is
+            aptlock.wait(host)
     progress = Progress(host, record, wanted, road.steps)
     progress.save()
     outcome = _walk(host, record, wanted, road, progress)

@@ -39,6 +39,8 @@ QUIET = {
     "APT_LISTBUGS_FRONTEND": "none",
     "UCF_FORCE_CONFFOLD": "1",
 }
+LISTS = "/var/lib/apt/lists"
+FRESH = 300.0  # seconds for which what the sources said is good enough
 INSTALL = (
     "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades", "install",
 )  # fmt: skip
@@ -72,8 +74,8 @@ def proxied(host: Host) -> bool:
     return bool(re.search(form, dump, re.MULTILINE | re.IGNORECASE))
 
 
-def installed(host: Host, names: Sequence[str]) -> dict[str, str]:
-    """Those of the packages that are unpacked and configured, with their versions."""
+def installed(host: Host, names: Sequence[str] = ()) -> dict[str, str]:
+    """Those of the packages that are unpacked and configured, with their versions; all for none."""
     fields = "${Package}\t${db:Status-Status}\t${Version}\n"
     result = host.run(["dpkg-query", "--show", "--showformat", fields, *names])
     found = {}
@@ -134,7 +136,7 @@ def obtain(host: Host, wanted: Callable[[], Sequence[str]], env: Mapping[str, st
     """
     for again in (False, True):
         try:
-            update(host, env, fresh=again)
+            refresh(host, env, anew=again)
             install(host, wanted(), env, fresh=again)
         except GpubootError as error:
             if again or error.code is not STALE_LISTS:
@@ -224,6 +226,22 @@ def _places(lines: str) -> tuple[str, ...]:
 
 def _known(match: re.Match[str] | None) -> str | None:
     return match[1] if match and match[1] != "(none)" else None
+
+
+def refresh(host: Host, env: Mapping[str, str], *, anew: bool = False) -> None:
+    """Read all package sources anew, unless that was just done: two steps of a walk want it.
+
+    With `anew` in any case, past every cache. Raises GB2xx.
+    """
+    if anew or not fresh(host):
+        update(host, env, fresh=anew)
+        host.memory[LISTS] = host.clock.boottime()
+
+
+def fresh(host: Host) -> bool:
+    """Whether this process has read all package sources just now."""
+    read = host.memory.get(LISTS)
+    return isinstance(read, float) and host.clock.boottime() - read < FRESH
 
 
 def candidates(host: Host, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, str]:

@@ -25,7 +25,7 @@ class Facts:
     codename: str
     architecture: str  # as dpkg says it
     kernel: str  # the running kernel's release
-    next_kernel: str  # the newest installed kernel's
+    next_kernel: str  # the one that boots next, by GRUB's files where they are there
     firmware: str  # efi or bios
     secure_boot: bool | None  # None: unknown
     vendor: str  # who made the machine, from DMI; empty if there is none

@@ -10,6 +10,7 @@ from gpuboot.errors import GpubootError
 from gpuboot.step import Ok, Pending, Reboot, Waiting
 
 if TYPE_CHECKING:
+    from gpuboot.errors import Code
     from gpuboot.host import Host
     from gpuboot.plan import Plan
     from gpuboot.step import Step
@@ -53,6 +54,8 @@ def look(
     need = NEEDS.get(step.name)
     if any(other["name"] == need and other["state"] != "ok" for other in before):
         return line(step.name, "pending", f"can only be told after {need}")
+    code: Code | None = None
+    hint: str | None = None
     try:
         finding = step.check(host)
     except GpubootError as error:
@@ -62,11 +65,15 @@ def look(
         if isinstance(finding, Waiting):
             hint = finding.hint or finding.code.commands[0]
             found |= {"code": finding.code.id, "hint": hint}
+        if isinstance(finding, Pending):
+            code, hint = finding.code, finding.hint
         if isinstance(finding, Ok):
             found["drift"] = list(finding.drift)
     untouched = step.disruptive or (step in road.prepare and found["state"] != "pending")
     if live and untouched and found["state"] != "ok":
-        found |= {"state": "drift", "hint": "drain the node, then reboot"}
+        found |= {"state": "drift", "hint": hint or "drain the node, then reboot"}
+        if code:
+            found["code"] = code.id
     return found
 
 

@@ -170,6 +170,7 @@ class Host:
         self.waited = 0.0  # seconds this walk has waited for apt's locks
         # What a step says while it is applied, for whoever watches; "" for no more.
         self.tell: Callable[[str], None] = lambda _: None
+        self.memory: dict[object, object] = {}  # what was dear to find out, by what it holds for
         self._runner = runner
         self._stopping = False
         self._fetching = threading.Lock()
@@ -357,6 +358,14 @@ class Host:
         except OSError:
             return None
         return datetime.fromtimestamp(max(found.st_mtime, found.st_ctime), timezone.utc)
+
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """What is another one once the file's content is; empty if there is no such file."""
+        try:
+            found = self.path(name).stat()
+        except OSError:
+            return ()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def free(self, name: str) -> int:
         """Free bytes on the file system that holds this folder."""

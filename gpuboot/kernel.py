@@ -6,12 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpuboot import grub
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpuboot.host import Host
 
-# The NVIDIA module's name is nvidia-current or nvidia-current-open in Debian's packages, nvidia
-# everywhere else.
-MODULE_FILE = re.compile(r"(nvidia|nvidia-current|nvidia-current-open)\.ko(\.(xz|zst|gz))?")
+# The module's name is nvidia-current or nvidia-tesla-BRANCH (with -open) in Debian's packages, and
+# nvidia everywhere else. Its companions have names like nvidia-current-uvm.
+MODULE_FILE = re.compile(r"nvidia(-current|-tesla(-\d+)?)?(-open)?\.ko(\.(xz|zst|gz))?")
 MODULE_FOLDERS = ("updates/dkms", "updates", "extra", "kernel/drivers/video", "kernel/nvidia")
 
 
@@ -21,7 +25,26 @@ def running(host: Host) -> str:
 
 
 def next_boot(host: Host) -> str:
-    """The newest kernel in /boot, which boots next; the running one if there is none."""
+    """The kernel that boots next: GRUB's choice, else the newest in /boot, else the running one."""
+    return choice(host)[0]
+
+
+def choice(host: Host) -> tuple[str, str]:
+    """The kernel that boots next, and who says so.
+
+    GRUB's files decide where they are there and name a kernel that is; any other boot loader is
+    taken to boot the newest.
+    """
+    text = host.read(grub.CONFIG)
+    if text:
+        chosen = grub.next_kernel(text, host.read(grub.ENVIRONMENT) or "")
+        if chosen and host.exists(f"/boot/vmlinuz-{chosen}"):
+            return chosen, "GRUB's choice"
+    return newest(host), "the newest in /boot"
+
+
+def newest(host: Host) -> str:
+    """The newest kernel in /boot; the running one if there is none."""
     releases = [
         name.removeprefix("vmlinuz-")
         for name in host.names("/boot")
@@ -30,10 +53,28 @@ def next_boot(host: Host) -> str:
     return max(releases, key=version_key, default=running(host))
 
 
-def version_key(release: str) -> list[tuple[int, int, str]]:
-    """Sorts 6.1.0-9 before 6.1.0-56: numbers as numbers."""
-    parts = re.findall(r"\d+|[a-z]+", release)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+def matter(host: Host) -> tuple[str, ...]:
+    """The kernels that need a module: the running one and the one that boots next."""
+    return tuple(dict.fromkeys((running(host), next_boot(host))))
+
+
+def version_key(release: str) -> tuple[object, ...]:
+    """Sorts releases as Debian's grub-mkconfig does: by dpkg's rules, 6.1-rc7 before 6.1."""
+    text = re.sub(r"[._-](pre|rc|test|git|old|trunk)", r"~\1", release)
+    upstream, _, revision = text.rpartition("-")
+    return _order(upstream), _order(revision)
+
+
+def _order(text: str) -> list[tuple[list[int], int]]:
+    """dpkg's order of a version's part (deb-version(7)): ~ before the end, letters before signs."""
+    return [
+        (
+            [-1 if one == "~" else ord(one) if one.isalpha() else ord(one) + 0x110000
+             for one in signs] + [0],
+            int(digits or 0),
+        )
+        for signs, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", text)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,20 +85,34 @@ class Module:
     version: str
 
 
+def module_files(host: Host, release: str) -> Iterator[str]:
+    """The files that by their names are the NVIDIA module for this kernel; none was opened."""
+    folder = f"/lib/modules/{release}"
+    # Ubuntu's precompiled ones lie in kernel/nvidia-580-server and the like.
+    own = [f"kernel/{name}" for name in host.names(f"{folder}/kernel") if "nvidia-" in name]
+    for place in (*MODULE_FOLDERS, *own):
+        for name in host.names(f"{folder}/{place}"):
+            if MODULE_FILE.fullmatch(name):
+                yield f"{folder}/{place}/{name}"
+
+
 def nvidia_module(host: Host, release: str) -> Module | None:
     """The NVIDIA module that was really built for this kernel, or None.
 
-    A file alone proves nothing: its vermagic must name the kernel.
+    A file alone proves nothing: its vermagic must name the kernel. A compressed one takes modinfo
+    a second, so what it said of a file is remembered until the file is another.
     """
-    for folder in MODULE_FOLDERS:
-        place = f"/lib/modules/{release}/{folder}"
-        for name in host.names(place):
-            if MODULE_FILE.fullmatch(name):
-                path = f"{place}/{name}"
-                magic = host.run(["modinfo", "--field", "vermagic", str(host.path(path))])
-                version = host.run(["modinfo", "--field", "version", str(host.path(path))])
-                if magic.code == 0 and magic.out.split()[:1] == [release]:
-                    return Module(path, version.out.strip())
+    for path in module_files(host, release):
+        seen = host.stamp(path)
+        module = host.memory.get((path, seen))
+        if isinstance(module, Module):
+            return module
+        said = host.run(["modinfo", str(host.path(path))])
+        fields = dict(re.findall(r"^(vermagic|version):[ \t]*(.*)$", said.out, re.MULTILINE))
+        if said.code == 0 and fields.get("vermagic", "").split()[:1] == [release]:
+            module = Module(path, fields.get("version", "").strip())
+            host.memory[(path, seen)] = module
+            return module
     return None
 
 

@@ -1,4 +1,4 @@
-"""The packages a worker needs, installed in one transaction and held."""
+"""The packages a worker needs, installed in one transaction, held, and not upgraded unattended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt, aptlock, dkms, dpkg, origins
+from gpuboot import apt, aptlock, dkms, dpkg, headers, kernel, origins
 from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
 from gpuboot.errors import GpubootError
 from gpuboot.step import Finding, Ok, Pending
@@ -27,17 +27,57 @@ TOOLKIT = (
 )
 
 
+UPGRADES = "/etc/apt/apt.conf.d/52gpuboot-unattended-upgrades"
+UPGRADES_TEXT = """\
+// Written by gpuboot, once: what you change here stays, and without the file it is written again.
+//
+// To the administrator: unattended-upgrades leaves these packages alone. A driver's library that
+// is upgraded under a loaded module, or a kernel that comes without the driver's module, costs the
+// node its GPU. The same packages are on hold (apt-mark showhold). Upgrade them by hand, on a
+// drained node: apt-get upgrade --with-new-pkgs --allow-change-held-packages, then reboot; gpuboot
+// proves the GPU at the boot. Each line is a regular expression that a package's name begins with.
+Unattended-Upgrade::Package-Blacklist {
+    "(lib)?nvidia-";
+    "lib[a-z0-9-]+-nvidia";
+    "libcuda(1|debugger1)$";
+    "libnv(cuvid|optix|ptxcompiler)";
+    "firmware-nvidia-";
+    "xserver-xorg-video-nvidia";
+    "linux-(image|headers)-";
+};
+"""
+
+
+@dataclass(frozen=True)
+class UpgradesBlocked:
+    """unattended-upgrades leaves driver, toolkit and kernel alone; the file is the operator's."""
+
+    name: ClassVar[str] = "upgrades-blocked"
+    disruptive: ClassVar[bool] = False
+
+    def check(self, host: Host) -> Finding:
+        if not host.exists(UPGRADES):
+            return Pending(f"{UPGRADES} is not written")
+        return Ok(f"{UPGRADES} keeps unattended upgrades away from the driver")
+
+    def writes(self, host: Host) -> Mapping[str, str]:
+        return {} if host.exists(UPGRADES) else {UPGRADES: UPGRADES_TEXT}
+
+    def apply(self, host: Host) -> None:
+        host.write(UPGRADES, UPGRADES_TEXT)
+
+
 @dataclass(frozen=True)
 class Packages:
-    """Headers, driver, libraries and toolkit are installed; driver and toolkit are held.
+    """Headers, driver, libraries and toolkit are installed; with the kernel they are held.
 
-    An update that comes by itself would put a new library over a loaded module: hence the hold.
+    An update that comes by itself would put a new library over a loaded module, or a kernel without
+    a module before the next boot: hence the hold, on everything that came with the driver.
     """
 
     name: ClassVar[str] = "packages"
     disruptive: ClassVar[bool] = True
 
-    headers: tuple[str, ...]
     driver: tuple[str, ...]
     toolkit_version: str | None  # None: the newest
     tools: tuple[str, ...] = ()
@@ -48,11 +88,12 @@ class Packages:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.headers, *self.driver, *TOOLKIT, *self.tools)
+        """The packages that any machine needs; what headers it needs is up to its kernels."""
+        return (*self.driver, *TOOLKIT, *self.tools)
 
-    @property
-    def held(self) -> tuple[str, ...]:
-        return (*self.driver, *TOOLKIT)
+    def wanted(self, host: Host) -> tuple[str, ...]:
+        """All packages that must be there, the headers first. Raises GB322."""
+        return (*headers.wanted(host), *self.names)
 
     def check(self, host: Host) -> Finding:
         broken = dpkg.unsound(host)
@@ -61,11 +102,11 @@ class Packages:
         if dkms.left(host):
             return Pending("DKMS was switched off while packages were installed, and still is")
         if lack := self._lack(host):
-            return Pending(lack)
+            return lack
         if loose := self.loose(host):
-            return Pending(f"{len(loose)} packages are not held, {_some(loose)}")
+            return Pending(f"{_count(loose)} not held, {_some(loose)}")
         hint = f"dpkg --configure {' '.join(sorted(broken))} (their own scripts say why they fail)"
-        return Ok(f"{len(self.names)} packages are installed", dpkg.told(broken),
+        return Ok(f"{len(self.wanted(host))} packages are installed", dpkg.told(broken),
                   code=STRANGER_BROKEN, hint=hint)  # fmt: skip
 
     def apply(self, host: Host) -> None:
@@ -77,7 +118,8 @@ class Packages:
                 self.left.update(left)
             if self._lack(host):
                 self._install(host)
-        apt.hold(host, self.held)
+        if loose := self.loose(host):
+            apt.hold(host, loose)
 
     def _install(self, host: Host) -> None:
         """One transaction; a package of somebody else's that fails in it does not stop ours."""
@@ -94,30 +136,47 @@ class Packages:
         self.left.update(dpkg.unsound(host))
 
     def changes(self, host: Host, options: Sequence[str]) -> list[apt.Change]:
-        """What `apply` would have apt do, by apt's lists of these options. Raises GB20x."""
+        """What `apply` would have apt do, by apt's lists of these options. Raises GB20x.
+
+        With it what comes before, where the kernel has to be upgraded for its headers.
+        """
         if not self._lack(host) and not dpkg.interrupted(host):
             return []
         apt.update(host, self.env, options)
-        return apt.changes(host, self.resolved(host, options), options, self.env)
+        names = (*headers.coming(host, options), *self.names)
+        return apt.changes(host, self._named(host, names, options), options, self.env)
 
-    def loose(self, host: Host) -> list[str]:
-        """The packages that `apply` would hold and are not held yet."""
-        return sorted(set(self.held) - apt.held(host))
+    def loose(self, host: Host, coming: Mapping[str, str] | None = None) -> list[str]:
+        """The packages that `apply` would hold and are not held yet.
 
-    def _lack(self, host: Host) -> str | None:
+        `coming`: those that are to be installed, with their versions.
+        """
+        there = {**apt.installed(host), **(coming or {})}
+        versions = {there[name] for name in self.driver if name in there} - {""}
+        beside = {name for name, version in there.items() if version in versions}
+        kernels = (headers.kernel_packages(release) for release in kernel.matter(host))
+        full = {*self.driver, *TOOLKIT, *headers.wanted(host), *beside}
+        full |= {name for names in kernels for name in names if name in there}
+        return sorted(full - apt.held(host))
+
+    def _lack(self, host: Host) -> Pending | None:
         """What only apt can mend."""
-        installed = apt.installed(host, (*self.names, *self.unwanted))
-        missing = [name for name in self.names if name not in installed]
+        wanted = self.wanted(host)
+        installed = apt.installed(host, (*wanted, *self.unwanted))
+        missing = [name for name in wanted if name not in installed]
         if missing:
-            return f"{len(missing)} packages are missing, {_some(missing)}"
+            only_headers = all(name.startswith("linux-headers-") for name in missing)
+            hint = f"apt-get install {' '.join(missing)}" if only_headers else None
+            code = headers.NO_HEADERS if only_headers else None
+            return Pending(f"{_count(missing)} missing, {_some(missing)}", code, hint)
         if rivals := [name for name in self.unwanted if name in installed]:
-            return f"{_some(rivals)} must go: the module is to be of the other kind"
+            return Pending(f"{_some(rivals)} must go: the module is to be of the other kind")
         versions = {installed[name] for name in TOOLKIT}
-        if len(versions) > 1 or not self._wanted(versions.pop()):
-            return "the toolkit's packages are not of the wanted version"
+        if len(versions) > 1 or not self._fits(versions.pop()):
+            return Pending("the toolkit's packages are not of the wanted version")
         return None
 
-    def _wanted(self, version: str) -> bool:
+    def _fits(self, version: str) -> bool:
         """1.20.0 asks for any revision of it; 1.20.0-1 for just that one."""
         want = self.toolkit_version
         return want is None or version == want or version.startswith(f"{want}-")
@@ -127,44 +186,33 @@ class Packages:
 
         Raises GB204 with all that are missing, GB217 where the driver would be of two sources.
         """
-        known = apt.policy(host, self.names, options)
-        missing = [name for name in self.names if name not in known or not known[name].candidate]
+        return self._named(host, self.wanted(host), options)
+
+    def _named(self, host: Host, names: Sequence[str], options: Sequence[str]) -> list[str]:
+        known = apt.policy(host, names, options)
+        missing = [name for name in names if name not in known or not known[name].candidate]
         if missing:
             raise GpubootError(
                 NO_PACKAGE,
                 f"no source has {', '.join(missing)}",
-                hint=_remedy(missing),
+                hint=f"apt-cache policy {missing[0]}",
             )
         origins.refuse_mixture(host, self.driver, options)
         leader = known[TOOLKIT[0]]
         version = leader.offered or str(leader.candidate)
-        if self.toolkit_version and not self._wanted(version):
+        if self.toolkit_version and not self._fits(version):
             want = self.toolkit_version
             version = want if "-" in want else f"{want}-1"
-        plain = [name for name in self.names if name not in TOOLKIT]
+        plain = [name for name in names if name not in TOOLKIT]
         there = apt.installed(host, self.unwanted) if self.unwanted else ()
         gone = [f"{name}-" for name in there]
         return [*plain, *(f"{name}={version}" for name in TOOLKIT), *gone]
 
 
-def _some(names: list[str]) -> str:
+def _count(names: Sequence[str]) -> str:
+    return "1 package is" if len(names) == 1 else f"{len(names)} packages are"
+
+
+def _some(names: Sequence[str]) -> str:
     """The first few names: a line on a terminal has no room for all."""
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-
-
-def _remedy(missing: list[str]) -> str:
-    if any(re.match(r"linux-headers-\d", name) for name in missing):
-        return (
-            "the archive keeps headers only for recent kernels: install the newest kernel"
-            " (apt-get install linux-image-amd64), reboot, then: gpuboot run"
-        )
-    return f"apt-cache policy {missing[0]}"
-
-
-def headers(kernel: str) -> tuple[str, str]:
-    """The header package for a Debian kernel, and the meta-package that follows its flavour.
-
-    Without the meta-package the next kernel comes without headers, and DKMS skips it silently.
-    """
-    match = re.search(r"-((?:cloud-|rt-)?[a-z0-9]+)$", kernel)
-    return f"linux-headers-{kernel}", f"linux-headers-{match[1] if match else 'amd64'}"

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gpuboot import labels, packages, rancher, settings, sources, web
+from gpuboot import labels, rancher, settings, sources, web
 from gpuboot.dkms import DriverBuilt
 from gpuboot.driver import DriverLoaded
 from gpuboot.dropin import Rke2Config
+from gpuboot.headers import KernelHeaders
 from gpuboot.identity import NodePassword
 from gpuboot.images import ImagesPlaced
 from gpuboot.kubernetes import NodeJoined
 from gpuboot.nvidia import GpuPresent, GpusAnswer, NouveauBlocked
-from gpuboot.packages import Packages
+from gpuboot.packages import Packages, UpgradesBlocked
 from gpuboot.preflight import Preflight
 from gpuboot.proxy import AgentProxy
 from gpuboot.release import Release
@@ -66,7 +67,6 @@ class Plan:
 
 def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
-    kernels = tuple(dict.fromkeys((facts.kernel, facts.next_kernel)))
     driver, unwanted = _driver(config)
     prepare: tuple[Step, ...] = (
         Rke2Hold(),
@@ -74,8 +74,9 @@ def build(config: Config, facts: Facts) -> Plan:
         GpuPresent(config.gpu.count, config.gpu.model),
         NouveauBlocked(),
         PackageSources(_sources(config, facts)),
+        UpgradesBlocked(),
+        KernelHeaders(proxy(config).env()),
         Packages(
-            headers=tuple(dict.fromkeys(name for k in kernels for name in packages.headers(k))),
             driver=driver,
             unwanted=unwanted,
             toolkit_version=config.toolkit.version,

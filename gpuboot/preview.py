@@ -15,6 +15,7 @@ from gpuboot import (
     config,
     facts,
     findings,
+    headers,
     kernel,
     plan,
     preflight,
@@ -82,6 +83,8 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
     acting = [step for step, seen in zip(road.steps, steps, strict=True)
               if seen["state"] == "pending"]  # fmt: skip
     packages, trouble = _packages(host, road, acting, looking)
+    coming = {package["name"]: package["version"] or "" for package in packages
+              if package["action"] != "remove"}  # fmt: skip
     sizes = [package["bytes"] for package in packages if package["bytes"] is not None]
     return {
         "schema": SCHEMA,
@@ -90,7 +93,7 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
         "packages": packages,
         "download_bytes": sum(sizes) if sizes or not packages else None,
         "held": [name for step in acting if isinstance(step, Packages)
-                 for name in step.loose(host)],
+                 for name in step.loose(host, coming)],
         "files": _files(host, acting),
         "units": [unit for step in acting if isinstance(step, Enables)
                   for unit in step.enables(host)],
@@ -111,7 +114,9 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
     steps = {step.name: findings.line(step.name, None, "not looked at") for step in road.steps}
     for error in preflight.unfit(machine):
         steps["preflight"] = findings.failed("preflight", error)
-    names = [name for step in road.steps if isinstance(step, Packages) for name in step.names]
+    kernels = (machine.kernel, machine.next_kernel)
+    names = list(dict.fromkeys(name for release in kernels for name in headers.packages(release)))
+    names += [name for step in road.steps if isinstance(step, Packages) for name in step.names]
     return {
         "schema": SCHEMA,
         "live": False,
@@ -147,8 +152,9 @@ def _packages(
             trouble = _trouble(host, error)
         except OSError as error:  # of the temporary folder
             trouble = _trouble(host, write_failed(str(error.filename or "a file"), error))
-    there = apt.installed(host, step.names)
-    return _names_only([name for name in step.names if name not in there]), trouble
+    names = step.wanted(host)
+    there = apt.installed(host, names)
+    return _names_only([name for name in names if name not in there]), trouble
 
 
 def _resolved(host: Host, source: PackageSources, step: Packages) -> list[dict[str, Any]]:
@@ -252,10 +258,24 @@ def _reboot(
         return {"answer": "no", "reason": "rke2-agent is active: a live node is not rebooted"}
     due = next((step for step in steps if step["state"] == "reboot"), None)
     found = {"answer": "yes", "reason": due["reason"]} if due else None
-    found = found or _rivals(machine) or _other_driver(host, packages) or _no_reboot(machine)
+    found = found or _other_kernel(host, machine, packages) or _rivals(machine)
+    found = found or _other_driver(host, packages) or _no_reboot(machine)
     if found["answer"] != "no" and not wanted.reboot.allow:
         found["reason"] += "; reboot.allow is false, so it would wait for you"
     return found
+
+
+def _other_kernel(
+    host: Host, machine: Facts, packages: Sequence[Mapping[str, Any]]
+) -> dict[str, str] | None:
+    """The kernel is upgraded because its headers are gone; before the driver comes a reboot."""
+    names = [str(package["name"]) for package in packages]
+    upgraded = any(name.startswith("linux-image-") for name in names)
+    own = headers.package(machine.kernel)
+    if not upgraded or own in names or own not in headers.wanted(host):
+        return None
+    reason = f"the archive has no headers for {machine.kernel} any more; a newer kernel is booted"
+    return {"answer": "yes", "reason": reason}
 
 
 def _rivals(machine: Facts) -> dict[str, str] | None:

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import __version__, kernel, status
+from gpuboot import __version__, status
 from gpuboot.checkpoint import Effort
 from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError
@@ -96,7 +96,7 @@ class Progress:
             },
             "boots": record.boots,
             "gpus": self._shows.get("gpus", []),
-            "driver": self._driver(),
+            "driver": self._shows.get("driver"),
             "node": self._shows.get("node"),
             "started": record.started,
             "ready_at": record.ready_at,
@@ -117,13 +117,6 @@ class Progress:
             "total": len(self._steps),
             "eta_seconds": round(left) if running else None,
         }
-
-    def _driver(self) -> dict[str, Any] | None:
-        driver: dict[str, Any] | None = self._shows.get("driver")
-        if driver is None:
-            return None
-        built = kernel.nvidia_module(self._host, kernel.next_boot(self._host))
-        return {**driver, "next_boot_kernel_has_module": built is not None}
 
 
 def tell(host: Host, trouble: GpubootError, next_attempt: str) -> None:

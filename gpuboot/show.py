@@ -70,6 +70,9 @@ def _proof(found: dict[str, Any]) -> list[str]:
     ]
     if driver := found["driver"]:
         lines.append(f"  driver  {driver['version']} ({driver['kernel_module_type']})")
+        if "next_boot_kernel" in driver:
+            module = "a module" if driver["next_boot_kernel_has_module"] else "no module"
+            lines.append(f"  boots   kernel {driver['next_boot_kernel']} next, and it has {module}")
     if node := found["node"]:
         lines.append(f"  node    {node['name']}  {'Ready' if node['ready'] else 'NotReady'}")
         lines += [f"  taint   {taint}" for taint in node["taints"]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import aptsources
+from gpuboot import apt, aptsources
 from gpuboot.aptsources import FILE, FOLDER
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok, Pending
@@ -104,6 +104,7 @@ class PackageSources:
         return {**keys, FILE: text(host, self.sources)}
 
     def apply(self, host: Host) -> None:
+        host.memory.pop(apt.LISTS, None)  # what apt has read is of other sources
         for source in self.sources:
             if isinstance(source, Source):
                 _provide_key(host, source)

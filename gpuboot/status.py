@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import __version__
+from gpuboot.errors import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,17 @@ LOCK = "/run/gpuboot/lock"
 GATE = "/run/gpuboot/ready"
 ENABLED = "/etc/systemd/system/multi-user.target.wants/gpuboot.service"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+NO_MODULE = Code(
+    "GB323",
+    "the kernel that boots next has no NVIDIA module",
+    (
+        "A kernel was installed and its headers were not, so that DKMS has left it out.",
+        "DKMS could not build the module for it.",
+        "GRUB was told to boot another kernel than before.",
+    ),
+    ("gpuboot run", "apt-get install linux-headers-KERNEL", "dkms status"),
+)
 
 EXIT_CODES = {"ready": 0, "failed": 1, "degraded": 4}
 IN_PROGRESS = 3
@@ -51,6 +63,8 @@ def look(host: Host) -> dict[str, Any]:
         }
     elif found["state"] in ("ready", "degraded") and not walking:
         found = _verified(host, found)
+    if isinstance(found.get("driver"), dict):
+        found = _next_boot(host, found, walking=walking)
     return {**found, "boot_id": boot_id, "enabled": enabled}
 
 
@@ -166,6 +180,21 @@ def _told(host: Host) -> dict[str, Any]:
         return {}
     hint = f"gpuboot explain {match[2]}"
     return {"state": "waiting", "reason": match[1], "code": match[2], "hint": hint}
+
+
+def _next_boot(host: Host, found: dict[str, Any], *, walking: bool) -> dict[str, Any]:
+    """Which kernel boots next, and whether a module lies there for it: by file names only."""
+    from gpuboot import kernel
+
+    release, by = kernel.choice(host)
+    has_module = next(kernel.module_files(host, release), None) is not None
+    boots = {"next_boot_kernel": release, "next_boot_kernel_has_module": has_module}
+    found = {**found, "driver": {**found["driver"], **boots}}
+    if has_module or walking or found["state"] != "ready":
+        return found
+    reason = f"kernel {release}, {by}, boots next and has no NVIDIA module"
+    return {**found, "state": "degraded", "reason": reason, "code": NO_MODULE.id,
+            "hint": "gpuboot run"}  # fmt: skip
 
 
 def _verified(host: Host, found: dict[str, Any]) -> dict[str, Any]:

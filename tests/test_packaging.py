@@ -276,6 +276,20 @@ def test_a_reload_wakes_the_walk(held: Machine) -> None:
 
 @pytest.mark.vm
 @needs_root
+def test_a_kernel_that_is_installed_wakes_the_walk_and_is_told_of(held: Machine) -> None:
+    hook = "/etc/kernel/postinst.d/zz-gpuboot"
+    done = held.attempt(hook, "6.1.0-99-amd64", "/boot/vmlinuz-6.1.0-99-amd64")
+    assert done.returncode == 0
+    assert "gpuboot: kernel 6.1.0-99-amd64 has no NVIDIA module yet" in done.stderr
+    held.until("ls", "/run/woken", said="/run/woken")
+    journal = ("journalctl", "--quiet", "--identifier=gpuboot", "--grep=no NVIDIA module yet")
+    held.until(*journal, "--output=cat", said="kernel 6.1.0-99-amd64 has no .*")
+    held.write("/lib/modules/6.1.0-98-amd64/updates/dkms/nvidia-current.ko.xz", "")
+    assert held.attempt(hook, "6.1.0-98-amd64").stderr == ""
+
+
+@pytest.mark.vm
+@needs_root
 def test_disabled_lets_rke2_agent_start_now_and_at_the_next_boot(held: Machine) -> None:
     held.run("systemctl", "disable", "--now", "gpuboot")
     held.run("systemctl", "start", "rke2-agent")

@@ -245,7 +245,7 @@ class Machine:
         if "Status-Eflag" in argv[2]:
             flags = {"messed": "reinstreq"}
             return Result(0, "".join(f"{flags.get(s, 'ok')}\t{n}\n" for n, s in packages.items()))
-        names = argv[3:]
+        names = argv[3:] or list(packages)
         lines = [f"{n}\t{packages[n]}\t{_version(n)}\n" for n in names if n in packages]
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
 
@@ -296,8 +296,13 @@ class Machine:
                 self.save("packages", {**self.packages, name: "installed"})
 
     def _dkms(self, argv: list[str]) -> Result:
-        """It believes its own tree: what it once built and installed it does not look at again."""
+        """It believes its own tree: what it once built and installed it does not look at again.
+
+        Without headers it says so, and does nothing.
+        """
         known = self.path(BUILT).exists()
+        if not known and f"linux-headers-{KERNEL}" not in self.packages:
+            return Result(0, "Error! Your kernel headers cannot be found")
         self.fuse.burn()
         if "--force" not in argv and known:
             return Result(5, err="Error! This module/version combo is already installed\n")
@@ -319,7 +324,7 @@ class Machine:
     def _modinfo(self, argv: list[str]) -> Result:
         if Path(argv[-1]).read_bytes() != b"built":
             return Result(1, err="modinfo: ERROR: Exec format error")
-        return Result(0, f"{KERNEL} SMP\n" if argv[1] == "vermagic" else f"{DRIVER}\n")
+        return Result(0, f"version:        {DRIVER}\nvermagic:       {KERNEL} SMP\n")
 
     def _modprobe(self, argv: list[str]) -> Result:
         if self.text(MODULE) != "built":
@@ -439,7 +444,9 @@ def _files(root: str, skip: Sequence[str], below: str = "") -> Iterator[tuple[st
 
 
 def _version(package: str) -> str:
-    return "1.20.0-1" if "container" in package else DRIVER
+    if "container" in package:
+        return "1.20.0-1"
+    return DRIVER if re.search("nvidia|cuda", package) else "1.0"
 
 
 def tarball() -> bytes:

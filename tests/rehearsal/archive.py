@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.rehearsal import hardware
-from tests.rehearsal.packages import Kernel
 
 PACKAGES = hardware.STANDINS / "packages"
 # What cannot work without a card, or without the kernel it was built for: on a node with the real
@@ -84,12 +83,12 @@ def _gpg(folder: Path, *words: str) -> None:
 # -- building packages ------------------------------------------------------------------------
 
 
-def build_standins(out: Path, debian: str, kernel: Kernel, *, driver: bool = True) -> None:
+def build_standins(out: Path, debian: str, *, driver: bool = True) -> None:
     """Build the stand-in packages of a Debian release into out/COMPONENT/ and out/toolkit/.
 
-    Without the driver's: only those that Debian does not have, and the kernel's image.
+    Without the driver's: only those that Debian does not have.
     """
-    words = {**WORDS[debian], "@KERNEL@": kernel.release, "@LINUX@": kernel.version}
+    words = WORDS[debian]
     for component in sorted(path for path in PACKAGES.iterdir() if path.is_dir()):
         if not driver and component.name not in ("main", "toolkit"):
             continue
@@ -133,7 +132,7 @@ def _build(component: Path, folder: Path, words: Mapping[str, str]) -> None:
             tree = Path(scratch) / "tree"
             _lay_out(package, tree, words)
             _compile(package, tree, words)
-            _pack(tree, folder)
+            pack(tree, folder)
     for line in _lines(component / "empty"):
         pack_empty(_fill(line, words), folder)
 
@@ -156,16 +155,16 @@ def _lay_out(package: Path, tree: Path, words: Mapping[str, str]) -> None:
             target.mkdir(parents=True, exist_ok=True)
         else:
             mode = 0o755 if os.access(source, os.X_OK) else 0o644
-            _write(target, _fill(source.read_text(), words), mode)
+            write(target, _fill(source.read_text(), words), mode)
     for name in sorted(CONTROL_FILES):
         if (package / name).exists():
             mode = 0o755 if name in SCRIPTS else 0o644
-            _write(tree / "DEBIAN" / name, _fill((package / name).read_text(), words), mode)
+            write(tree / "DEBIAN" / name, _fill((package / name).read_text(), words), mode)
     control = tree / "DEBIAN/control"
-    control.write_text(_complete(control.read_text()))
+    control.write_text(complete(control.read_text()))
 
 
-def _complete(control: str) -> str:
+def complete(control: str) -> str:
     """The fields that are the same in every package."""
     common = f"Architecture: amd64\nMaintainer: {MAINTAINER}\nPriority: optional\n"
     note = (
@@ -218,13 +217,13 @@ def _blank(folder: Path, stem: str, version: str) -> None:
 def pack_empty(line: str, folder: Path) -> None:
     """A package without a file, of a line that says its name, version and section."""
     with tempfile.TemporaryDirectory() as scratch:
-        _pack(_empty(Path(scratch) / "tree", line), folder)
+        pack(_empty(Path(scratch) / "tree", line), folder)
 
 
 def _empty(tree: Path, line: str) -> Path:
     name, version, section = line.split()
     control = f"Package: {name}\nVersion: {version}\nSection: {section}\nDescription: stand-in\n"
-    _write(tree / "DEBIAN/control", _complete(control))
+    write(tree / "DEBIAN/control", complete(control))
     return tree
 
 
@@ -236,17 +235,17 @@ def _pack_pynvml(folder: Path) -> None:
     version = importlib.metadata.version("nvidia-ml-py")
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
-        _write(tree / "usr/lib/python3/dist-packages/pynvml.py", Path(found.origin).read_text())
+        write(tree / "usr/lib/python3/dist-packages/pynvml.py", Path(found.origin).read_text())
         control = (
             f"Package: python3-pynvml\nVersion: {version}-1\nSection: contrib/python\n"
             "Depends: libnvidia-ml1 | libnvidia-ml.so.1, python3:any\n"
             "Description: the real nvidia-ml-py\n"
         )
-        _write(tree / "DEBIAN/control", _complete(control))
-        _pack(tree, folder)
+        write(tree / "DEBIAN/control", complete(control))
+        pack(tree, folder)
 
 
-def _pack(tree: Path, folder: Path) -> None:
+def pack(tree: Path, folder: Path) -> None:
     for path in (tree, *tree.rglob("*")):
         if path.is_dir():
             path.chmod(0o755)
@@ -257,7 +256,7 @@ def _pack(tree: Path, folder: Path) -> None:
     )
 
 
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
+def write(path: Path, text: str, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(mode)

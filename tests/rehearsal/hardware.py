@@ -17,7 +17,9 @@ PROGRAMS = "usr/lib/lab"
 # registered in Debian 12; Debian 13 registers them below /usr.
 DIVERTED = {"bin/uname": "uname", "sbin/modprobe": "modprobe.py", "bin/lsmod": "lsmod.py",
             "sbin/lsmod": "lsmod.py", "sbin/rmmod": "rmmod.py", "bin/dmesg": "dmesg.py",
-            "usr/sbin/update-initramfs": "update_initramfs.py"}  # fmt: skip
+            "usr/sbin/update-initramfs": "update_initramfs.py",
+            "usr/sbin/grub-probe": "grub_probe"}  # fmt: skip
+SETTINGS = "etc/lab/hardware.json"
 
 Fault = Literal["", "bar-unset", "init-fails", "lost"]
 
@@ -67,6 +69,9 @@ def install_programs(tree: Path) -> None:
             _write(programs / source.name, source.read_text(), 0o755)
     for original, replacement in DIVERTED.items():
         _divert(tree, original, replacement)
+    for folder in ("postinst.d", "postrm.d"):
+        hook = (STANDINS / "hardware/update_grub").read_text()
+        _write(tree / "etc/kernel" / folder / "zz-lab-update-grub", hook, 0o755)
     _build_clock(programs / "libclock.so")
     units = tree / "usr/lib/systemd/system"
     for name in ("lab-kmsg.service", "lab-hardware.service", "lab-display.service"):
@@ -97,13 +102,17 @@ def configure(tree: Path, hardware: Hardware) -> None:
     settings = asdict(hardware)
     for gpu in settings["gpus"]:
         gpu["class"] = gpu.pop("kind")
-    _write(tree / "etc/lab/hardware.json", json.dumps(settings, indent=1) + "\n")
+    _write(tree / SETTINGS, json.dumps(settings, indent=1) + "\n")
     _kernel_files(tree, hardware)
-    # systemd's %v is the host's release: the units that name it get the node's own.
-    modules = f"/lib/modules/{hardware.kernel}"
+    kernel_units(tree, hardware.kernel)
+
+
+def kernel_units(tree: Path, release: str) -> None:
+    """systemd's %v is the host's release: the units that name it get the node's own."""
+    modules = f"/lib/modules/{release}"
     _drop_in(tree, "dkms.service",
              "[Service]\nExecStart=\n"
-             f"ExecStart=/bin/sh -c 'dkms autoinstall --verbose --kernelver {hardware.kernel}'\n",
+             f"ExecStart=/bin/sh -c 'dkms autoinstall --verbose --kernelver {release}'\n",
              )  # fmt: skip
     _drop_in(tree, "nvidia-cdi-refresh.path",
              f"[Path]\nPathChanged=\nPathChanged={modules}/modules.dep\n"

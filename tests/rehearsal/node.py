@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.rehearsal import lab
+from tests.rehearsal import kernels, lab
 from tests.rehearsal.command import run
 from tests.rehearsal.report import RigError
 
@@ -42,6 +42,7 @@ class Node:
     def boot(self) -> None:
         """Switches the node on."""
         self._pull_old_cable()
+        kernels.boot(self.tree)
         # A veth of its own that hangs on no bridge is a network port without a cable.
         network = f"--network-bridge={lab.BRIDGE}" if self.wired else "--network-veth"
         nspawn = [

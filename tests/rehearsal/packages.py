@@ -113,7 +113,7 @@ def download(base: Path, release: str, folder: Path) -> None:
     say("Fetching the node's real packages (DKMS, compiler, kernel headers, Python modules).")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    apt = _private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    apt = private_apt(partial / "apt", base, sources(release, COMPONENTS))
     run(*apt, "update")
     archives = partial / "apt/cache/archives"
     run(*apt, "download", *ALONE, "linux-headers-amd64", cwd=archives)
@@ -130,7 +130,7 @@ def download_driver(base: Path, release: str, others: Path, folder: Path) -> Non
     say("Fetching Debian's real NVIDIA packages; about 100 MB.")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    apt = _private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    apt = private_apt(partial / "apt", base, sources(release, COMPONENTS))
     run(*apt, "update")
     archives = partial / "apt/cache/archives"
     for deb in others.glob("*/*.deb"):
@@ -173,7 +173,7 @@ def _image(kernel: Kernel) -> str:
     )
 
 
-def _private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
+def private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
     """apt-get with the machine's settings, the given sources and the base's installed packages."""
     (state / "lists/partial").mkdir(parents=True)
     (state / "cache/archives/partial").mkdir(parents=True)

@@ -5,7 +5,8 @@ node.yaml (all keys but description are optional):
     core: true                    # `make test` runs it
     release: bookworm             # the node's Debian; or trixie
     driver: stand-in              # real: Debian's own packages, built by DKMS; takes minutes
-    kernel: auto                  # the kernel release the node believes it runs
+    kernel: auto                  # the only one the node has: the archive's newest, older (the one
+                                  # before it), cloud (no DRM), gone (no headers in the archive)
     hostname: gpu-worker-1        # cloud-init's, and the API server's Node of a plain config
     nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
     cloud-init: present           # absent: it is not installed, and the rig writes config and token
@@ -34,9 +35,10 @@ node.yaml (all keys but description are optional):
 config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. Where one is missing,
 plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place, or for Rancher's
 nodes rancher.yaml or rancher-user-data.yaml. In both, @token@ @ca_hash@ @server@ @rke2_version@
-@rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ and @rancher_command@, a custom cluster's, are
-filled in. A line that holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml,
-becomes the plain configuration, or the scenario's, as far indented as that line.
+@rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ @kernel@ @older_kernel@ (releases) and
+@rancher_command@, a custom cluster's, are filled in. A line that holds nothing but @plain@ in
+config.yaml, or @config@ in user-data.yaml, becomes the plain configuration, or the scenario's, as
+far indented as that line.
 
 expect.yaml (only what is given is compared; see verdict.py):
     state: ready                  # of `gpuboot status --json`; the only key that must be there
@@ -86,7 +88,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import acts, archive, rancher, tree
+from tests.rehearsal import acts, archive, kernels, rancher, tree
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
@@ -253,7 +255,7 @@ def _setup(table: Table) -> Setup:
         core=table.flag("core", default=False),
         release=table.choice("release", tuple(archive.WORDS), "bookworm"),
         driver=table.choice("driver", ("stand-in", "real"), "stand-in"),
-        kernel=table.text("kernel", "auto"),
+        kernel=table.choice("kernel", kernels.WORDS, "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
         nodes=table.number("nodes") or 1,
         cloud_init=table.choice("cloud-init", ("present", "absent"), "present"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from tests.rehearsal import acts, hardware, lab, rancher, tree
+from tests.rehearsal import acts, hardware, kernels, lab, rancher, tree
 from tests.rehearsal.node import Node
 from tests.rehearsal.report import Watch, say
 from tests.rehearsal.scenario import USR_LOCAL, Scenario, fill, fill_text, plain_config
@@ -112,7 +112,10 @@ def _node(scenario: Scenario, ground: tree.Ground, run: Path, number: int) -> It
     group = lab.cgroup(run) / name
     group.mkdir()
     with lab.disk(ground.layers, folder, setup.disk) as root:
-        machine = _hardware(scenario, ground.kernel)
+        kernel = ground.kernels[setup.kernel]
+        if setup.kernel != "auto":
+            kernels.install(root, ground.archive / "kernels/templates", kernel, tree.in_tree)
+        machine = _hardware(scenario, kernel.release)
         hardware.configure(root, machine)
         seed = tree.Seed(name, NODE_ADDRESS.format(FIRST_ADDRESS + number), user_data)
         tree.plant(root, seed, behind_proxy=setup.proxy)
@@ -144,7 +147,7 @@ def names(scenario: Scenario) -> list[str]:
 def _hardware(scenario: Scenario, kernel: str) -> hardware.Hardware:
     setup = scenario.setup
     return hardware.Hardware(
-        kernel=kernel if setup.kernel == "auto" else setup.kernel,
+        kernel=kernel,
         gpus=tuple(map(hardware.gpu, setup.gpus)),
         # The reader has checked that it is one of these words.
         nouveau=cast('Literal["absent", "idle", "busy", "stuck"]', setup.nouveau),

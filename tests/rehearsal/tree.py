@@ -17,11 +17,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import archive, cluster, hardware, lab, packages, release, strange
+from tests.rehearsal import (
+    archive,
+    cluster,
+    hardware,
+    kernels,
+    lab,
+    packages,
+    release,
+    strange,
+)
 from tests.rehearsal.command import run
 from tests.rehearsal.packages import Kernel
 from tests.rehearsal.report import RigError, say
@@ -43,15 +52,15 @@ PROBES = Path(__file__).parent / "probes"
 PRODUCT = ("gpuboot", "systemd", "cloud-init", "packaging", "docs", "setup.cfg", "pyproject.toml",
            "README.md", "CHANGELOG.md", "LICENSE")  # fmt: skip
 # What the stand-ins are built from.
-STANDINS = ("archive.py", "hardware.py", "release.py", "cluster.py", "pki.py", "probes",
-            "standins")  # fmt: skip
+STANDINS = ("archive.py", "hardware.py", "kernels.py", "release.py", "cluster.py", "pki.py",
+            "probes", "standins")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Ground:
     """What every node of a rehearsal stands on."""
 
-    kernel: str
+    kernels: Mapping[str, Kernel]  # by the words of node.yaml
     layers: tuple[Path, ...]  # topmost first
     archive: Path
     releases: Path
@@ -66,6 +75,8 @@ class Ground:
     def values(self) -> dict[str, str]:
         """The placeholders of config.yaml and user-data.yaml."""
         return {
+            "kernel": self.kernels["auto"].release,
+            "older_kernel": self.kernels["older"].release,
             "token": self.token,
             "ca_hash": self.token[3:67],  # of K10HASH::USER:PASSWORD
             "server": self.server,
@@ -102,7 +113,8 @@ def building() -> Iterator[None]:
 
 def fetched(kind: Kind) -> bool:
     """Whether there is nothing left to fetch."""
-    return _base(kind.debian).is_dir() and all(folder.is_dir() for folder in _debs(kind))
+    wanted = [_base(kind.debian), *_debs(kind), _kernel_debs(kind)]
+    return all(folder.is_dir() for folder in wanted)
 
 
 def fetch(kind: Kind) -> None:
@@ -112,6 +124,9 @@ def fetch(kind: Kind) -> None:
         packages.build_base(base, kind.debian)
     if not debs.is_dir():
         packages.download(base, kind.debian, debs)
+    if not _kernel_debs(kind).is_dir():
+        newest = packages.headers_kernel(debs / "main")
+        kernels.fetch(base, kind.debian, newest, _kernel_debs(kind))
     for folder in driver:
         if not folder.is_dir():
             packages.download_driver(base, kind.debian, debs, folder)
@@ -120,14 +135,15 @@ def fetch(kind: Kind) -> None:
 def prepare(kind: Kind) -> Ground:
     """Builds what is missing of archive, release, identity and layers; called inside the lab."""
     debian = kind.debian
-    kernel = packages.headers_kernel(_debs(kind)[0] / "main")
-    lab_archive = _archive(kind, kernel)
+    newest = packages.headers_kernel(_debs(kind)[0] / "main")
+    known = kernels.known(_kernel_debs(kind), debian, newest)
+    lab_archive = _archive(kind, known)
     identity = CACHE / "identity" / _digest([_here("cluster.py"), _here("pki.py")])
     made = cluster.prepare(identity)
     releases, sha256 = _releases()
     machine = _layer(
         f"machine-{kind}", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
-        lambda tree: _furnish(tree, kind, kernel, lab_archive, made.web_ca),
+        lambda tree: _furnish(tree, kind, newest, lab_archive, made.web_ca),
     )  # fmt: skip
     product = _layer(
         f"gpuboot-{kind}", [machine, _base(debian)],
@@ -136,7 +152,7 @@ def prepare(kind: Kind) -> Ground:
     )  # fmt: skip
     layers = (product, machine, _base(debian))
     return Ground(
-        kernel.release, layers, lab_archive, releases, identity,
+        known, layers, lab_archive, releases, identity,
         made.token, made.server, made.proxy, sha256, made.rancher_token, made.rancher_checksum,
     )  # fmt: skip
 
@@ -171,21 +187,29 @@ def _digest(paths: Iterable[Path], extra: Iterable[object] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
-def _archive(kind: Kind, kernel: Kernel) -> Path:
+def _kernel_debs(kind: Kind) -> Path:
+    """What kernels.py has fetched for the packages of `_debs`: its kernels go by theirs."""
+    name = f"{kind.debian}-kernels-{_digest([], [_debs(kind)[0].name, kernels.GRUB])}"
+    return CACHE / "debs" / name
+
+
+def _archive(kind: Kind, known: Mapping[str, Kernel]) -> Path:
     """What http://archive.lab/ serves: the signed suite, the toolkit's flat repository.
 
     And the suite again, as it is when a newer driver has come.
     """
-    inputs = [*map(_here, ("archive.py", "hardware.py", "standins", "strange.py"))]
+    names = ("archive.py", "hardware.py", "kernels.py", "standins", "strange.py")
     debian, debs = kind.debian, _debs(kind)
-    folder = CACHE / "archive" / f"{kind}-{_digest(inputs, [*debs, *kernel])}"
+    inputs = _digest(map(_here, names), [*debs, *known.values()])
+    folder = CACHE / "archive" / f"{kind}-{inputs}"
     if not folder.is_dir():
         say("Building the lab's archive: the real packages and the stand-ins.")
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         pools = partial / "pools"
-        archive.build_standins(pools, debian, kernel, driver=not kind.real)
-        for source in debs:
+        archive.build_standins(pools, debian, driver=not kind.real)
+        kernels.build(partial / "kernels", known)
+        for source in (*debs, _kernel_debs(kind), partial / "kernels"):
             _merge(source, pools)
         suites = {"debian": pools}
         if not kind.real:
@@ -207,12 +231,13 @@ def _archive(kind: Kind, kernel: Kernel) -> Path:
 
 def _merge(debs: Path, pools: Path) -> None:
     """Adds Debian's packages to the pools; where there is a real one its stand-in goes."""
-    for component in debs.iterdir():
+    for component in (path for path in debs.iterdir() if path.name in packages.COMPONENTS):
         (pools / component.name).mkdir(parents=True, exist_ok=True)
         for deb in component.glob("*.deb"):
             for standin in pools.glob(f"*/{deb.name.split('_')[0]}_*.deb"):
                 standin.unlink()
-            os.link(deb, pools / component.name / deb.name)
+            with contextlib.suppress(FileExistsError):  # fetched with the other folder's as well
+                os.link(deb, pools / component.name / deb.name)
 
 
 def _releases() -> tuple[Path, str]:
@@ -261,8 +286,7 @@ def _prune(used: Path) -> None:
 def _furnish(tree: Path, kind: Kind, kernel: Kernel, lab_archive: Path, web_ca: Path) -> None:
     """Makes a bare Debian a machine of the lab: names, trust, network, the hardware's stand-ins."""
     debian = kind.debian
-    image = f"linux-image-{kernel.release}_{kernel.version}_amd64.deb"
-    run("dpkg", f"--root={tree}", "--install", str(lab_archive / "debian/pool/main" / image))
+    _install_grub(tree, kind)
     write(tree, "etc/hosts", f"127.0.0.1 localhost\n{lab.ADDRESS} {HOSTS}\n")
     write(
         tree, "etc/apt/sources.list",
@@ -285,10 +309,24 @@ def _furnish(tree: Path, kind: Kind, kernel: Kernel, lab_archive: Path, web_ca: 
         with tempfile.TemporaryDirectory() as scratch:
             files = archive.build_answering(Path(scratch), debian, version)
             hardware.stand_in_front(tree, Path(scratch), files)
+    kernels.install(tree, lab_archive / "kernels/templates", kernel, in_tree)
+    in_tree(tree, "update-grub")
     write(tree, f"{hardware.PROGRAMS}/plan.py", (PROBES / "plan.py").read_text(encoding="utf-8"))
     unit = (PROBES / "lab-plan.service").read_text(encoding="utf-8")
     write(tree, "etc/systemd/system/lab-plan.service", unit)
     in_tree(tree, "systemctl", "enable", "lab-plan.service")
+
+
+def _install_grub(tree: Path, kind: Kind) -> None:
+    """The real grub-mkconfig, with Debian's settings for it: the boot loader itself is ours."""
+    others = {path.name for path in (_debs(kind)[0] / "main").iterdir()}
+    debs = [path for path in (_kernel_debs(kind) / "main").iterdir()
+            if path.name not in others and not path.name.startswith("linux-")]  # fmt: skip
+    binds = (f"--bind-ro={_kernel_debs(kind)}:/mnt/grub",)
+    in_tree(tree, "dpkg", "--install", *(f"/mnt/grub/main/{deb.name}" for deb in debs), binds=binds)
+    (tree / "mnt/grub").rmdir()
+    (tree / "boot/grub").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tree / "usr/share/grub/default/grub", tree / "etc/default/grub")
 
 
 def _install(tree: Path, debian: str, lab_archive: Path) -> None:

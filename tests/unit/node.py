@@ -152,6 +152,17 @@ def code(finding: Finding) -> Code:
     return finding.code
 
 
+def module_text(release: str, version: str = "535.309.01") -> str:
+    """What modinfo says of an NVIDIA module that was built for this kernel."""
+    return (
+        f"filename:       /lib/modules/{release}/updates/dkms/nvidia-current.ko\n"
+        f"alias:          char-major-195-*\nversion:        {version}\nlicense:        NVIDIA\n"
+        "depends:        drm\nname:           nvidia\n"
+        f"vermagic:       {release} SMP preempt mod_unload modversions \n"
+        "parm:           NVreg_RmMsg:charp\n"
+    )
+
+
 def settled(node: Node, step: Step) -> Finding:
     """Apply a step and look again, as the engine does."""
     assert step.apply(node.host) is None

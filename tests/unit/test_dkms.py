@@ -9,7 +9,7 @@ from gpuboot.dkms import DriverBuilt
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.step import Ok, Pending
-from tests.unit.node import DATA, KERNEL, Node, reason, settled
+from tests.unit.node import DATA, KERNEL, Node, module_text, reason, settled
 
 # What a real dkms 3.0.10 printed on a full and on a read-only disk (Debian 12, 2026-11-25).
 FULL = f"""\
@@ -62,7 +62,7 @@ def built(node: Node) -> Node:
 
     def modinfo(command: Command) -> Result:
         kernel = command.argv[-1].partition("/lib/modules/")[2].partition("/")[0]
-        return Result(0, f"{kernel} SMP\n" if command.argv[2] == "vermagic" else "535.309.01\n")
+        return Result(0, module_text(kernel))
 
     def install(command: Command) -> Result:
         node.put(place(command.argv[command.argv.index("-k") + 1]))
@@ -283,10 +283,10 @@ def torn(built: Node) -> None:
     built.put("/var/lib/dkms/dkms_dbversion", "2.0.0")
     built.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko", "half")
 
-    def modinfo(command: Command) -> Result:
+    def modinfo(_: Command) -> Result:
         if built.text(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko") == "half":
             return Result(1, err="modinfo: ERROR: could not get modinfo: Invalid argument")
-        return Result(0, f"{KERNEL} SMP\n" if command.argv[2] == "vermagic" else "535.309.01\n")
+        return Result(0, module_text(KERNEL))
 
     built.answers |= {"modinfo": modinfo, "dkms install": ""}
 

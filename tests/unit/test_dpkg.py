@@ -32,6 +32,7 @@ def test_a_cut_off_dpkg_is_noticed(
     assert dpkg.interrupted(node.host) is cut
 
 
+# Somebody's dpkg, which locks as dpkg does and lives until its standard input ends.
 # -- mending
 
 STATUS = """\

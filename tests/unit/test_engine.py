@@ -214,6 +214,17 @@ def test_on_a_live_node_a_disruptive_step_is_only_looked_at(road: Road) -> None:
     assert road.news[0] == ("rough", "pending", "old")
 
 
+def test_on_a_live_node_a_difference_may_bring_its_own_command(road: Road) -> None:
+    road.live = True
+    named = Rough([Pending("no headers", TROUBLE, "apt-get install them")])
+    outcome = road.walk([named, Rough([Pending("other")])])
+    assert (outcome.state, outcome.code, outcome.hint) == (
+        "degraded", "GB999", "apt-get install them",
+    )  # fmt: skip
+    outcome = road.walk([Rough([Pending("other")]), named])
+    assert (outcome.code, outcome.hint) == (None, DRAIN), "the first difference is what is told"
+
+
 @pytest.mark.parametrize(
     "trouble",
     [error(retry=False), error(retry=True), Waiting("it broke", TROUBLE), Reboot("it broke")],

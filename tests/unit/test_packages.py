@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gpuboot import aptsources, dkms, packages
+from gpuboot import aptsources, dkms, headers, packages
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
-from gpuboot.packages import TOOLKIT, Packages
+from gpuboot.packages import TOOLKIT, Packages, UpgradesBlocked
+from gpuboot.plan import DEBIAN_DRIVER
 from gpuboot.step import Ok, Pending
-from tests.unit.node import KERNEL, Node, reason, settled
+from tests.unit.node import KERNEL, Node, module_text, reason, settled
 
 NEWEST = "1.20.0-1"
+DRIVER = "535.309.01-0+deb12u1"
 
 
 @dataclass
@@ -36,7 +39,8 @@ class Dpkg:
     def query(self, command: Command) -> Result:
         if "Status-Want" in command.argv[3]:
             return Result(0, "".join(f"hold\t{name}\n" for name in self.holds))
-        rows = ((name, self.installed.get(name)) for name in command.argv[4:])
+        names = command.argv[4:] or tuple(self.installed)
+        rows = ((name, self.installed.get(name)) for name in names)
         return Result(0, "".join(f"{name}\tinstalled\t{v}\n" for name, v in rows if v))
 
     def hold(self, command: Command) -> Result:
@@ -63,33 +67,22 @@ class Dpkg:
 
 
 def step(toolkit: str | None = None) -> Packages:
-    return Packages(packages.headers(KERNEL), ("nvidia-kernel-dkms", "nvidia-smi"), toolkit,
-                    ("python3-pynvml",), {"http_proxy": "http://me:horse@p"})  # fmt: skip
+    return Packages(("nvidia-kernel-dkms", "nvidia-smi"), toolkit, ("python3-pynvml",),
+                    {"http_proxy": "http://me:horse@p"})  # fmt: skip
 
 
 @pytest.fixture
 def dpkg(node: Node) -> Dpkg:
-    names = [name for name in step().names if name not in TOOLKIT]
-    return Dpkg(node, to_be_had={**dict.fromkeys(names, "1"), **dict.fromkeys(TOOLKIT, NEWEST)})
+    node.put("/proc/sys/kernel/osrelease", KERNEL + "\n")
+    driver = dict.fromkeys(step().driver, DRIVER)
+    others = dict.fromkeys((*headers.packages(KERNEL), "python3-pynvml"), "1")
+    return Dpkg(node, to_be_had={**driver, **others, **dict.fromkeys(TOOLKIT, NEWEST)})
 
 
-@pytest.mark.parametrize(
-    ("kernel", "meta"),
-    [
-        ("6.1.0-50-amd64", "linux-headers-amd64"),
-        ("6.1.0-50-cloud-amd64", "linux-headers-cloud-amd64"),
-        ("6.1.0-50-rt-amd64", "linux-headers-rt-amd64"),
-        ("6.12.117+deb13-amd64", "linux-headers-amd64"),
-        ("6.12.117+deb13-cloud-amd64", "linux-headers-cloud-amd64"),
-        ("6.1.0-0.deb11.5-cloud-amd64", "linux-headers-cloud-amd64"),
-        ("6.1.0-50-arm64", "linux-headers-arm64"),
-        ("6.1.0", "linux-headers-amd64"),
-    ],
-)
-def test_headers_are_the_kernels_and_the_meta_package_of_its_flavour(
-    kernel: str, meta: str
-) -> None:
-    assert packages.headers(kernel) == (f"linux-headers-{kernel}", meta)
+def built(dpkg: Dpkg) -> None:
+    """DKMS has built the module."""
+    dpkg.node.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko")
+    dpkg.node.answers["modinfo"] = module_text(KERNEL)
 
 
 def test_what_is_missing_is_installed_at_once_and_held(dpkg: Dpkg) -> None:
@@ -98,7 +91,8 @@ def test_what_is_missing_is_installed_at_once_and_held(dpkg: Dpkg) -> None:
     assert "linux-headers-6.1.0-50-amd64, linux-headers-amd64" in found
     assert reason(settled(dpkg.node, step()), Ok) == "9 packages are installed"
     assert sum("install" in line.split() for line in dpkg.node.ran) == 1
-    assert dpkg.holds == {"nvidia-kernel-dkms", "nvidia-smi", *TOOLKIT}
+    kernel = {f"linux-headers-{KERNEL}", "linux-headers-amd64"}
+    assert dpkg.holds == {"nvidia-kernel-dkms", "nvidia-smi", *TOOLKIT, *kernel}
     assert set(dpkg.asked_for) >= {f"{name}={NEWEST}" for name in TOOLKIT}
 
 
@@ -200,7 +194,6 @@ def test_the_other_kind_of_module_goes_in_the_same_transaction(dpkg: Dpkg) -> No
 @pytest.mark.parametrize(
     ("gone", "hint"),
     [
-        ([f"linux-headers-{KERNEL}"], "the archive keeps headers only for recent kernels"),
         (["nvidia-smi", "python3-pynvml"], "apt-cache policy nvidia-smi"),
         (["linux-headers-amd64"], "apt-cache policy linux-headers-amd64"),
     ],
@@ -215,6 +208,101 @@ def test_all_packages_that_no_source_has_are_named(dpkg: Dpkg, gone: list[str], 
     assert error.hint.startswith(hint)
     assert not error.retry
     assert dpkg.installed == {}
+
+
+# -- holds
+
+
+# What apt-get brought along with nvidia-kernel-dkms, nvidia-smi and libcuda1 on Debian 12, and the
+# packages of its larger sets; none of them is named by the driver's smallest set.
+BESIDE = ["libnvidia-cfg1", "libnvidia-ptxjitcompiler1", "libnvidia-pkcs11-openssl3",
+          "nvidia-alternative", "nvidia-kernel-support", "nvidia-legacy-check", "libegl-nvidia0",
+          "libgl1-nvidia-glvnd-glx", "libnvcuvid1", "xserver-xorg-video-nvidia"]  # fmt: skip
+IMAGES = ["linux-image-amd64", f"linux-image-{KERNEL}", "linux-headers-amd64",
+          f"linux-headers-{KERNEL}"]  # fmt: skip
+
+
+def test_everything_that_came_with_the_driver_and_the_kernel_is_held(dpkg: Dpkg) -> None:
+    strangers = {"curl": "7.88", "linux-image-6.1.0-9-amd64": "6.1.67-1", "dkms": "3.0.10-8"}
+    dpkg.installed = {**dict.fromkeys(BESIDE, DRIVER), **dict.fromkeys(IMAGES, "1"), **strangers}
+    settled(dpkg.node, step())
+    assert dpkg.holds == {*step().driver, *TOOLKIT, *BESIDE, *IMAGES}
+
+
+def test_the_kernel_that_boots_next_is_held_too(dpkg: Dpkg) -> None:
+    newer = "linux-image-6.1.0-56-amd64"
+    dpkg.node.put("/boot/vmlinuz-6.1.0-56-amd64")
+    dpkg.to_be_had["linux-headers-6.1.0-56-amd64"] = "1"
+    dpkg.installed = {newer: "1"}
+    settled(dpkg.node, step())
+    assert {newer, "linux-headers-6.1.0-56-amd64", f"linux-headers-{KERNEL}"} <= dpkg.holds
+
+
+def test_a_plan_tells_the_holds_of_what_it_would_install(dpkg: Dpkg) -> None:
+    dpkg.installed = dict.fromkeys(IMAGES, "1")
+    coming = {**dict.fromkeys([*step().driver, *BESIDE], DRIVER), "dkms": "3.0.10-8"}
+    told = step().loose(dpkg.node.host, coming)
+    assert set(told) == {*step().driver, *TOOLKIT, *BESIDE, *IMAGES}
+    assert "dkms" not in step().loose(dpkg.node.host, dict.fromkeys(coming, ""))
+
+
+def test_what_the_operator_has_held_stays_held(dpkg: Dpkg) -> None:
+    dpkg.holds = {"curl"}
+    settled(dpkg.node, step())
+    assert "curl" in dpkg.holds
+
+
+def test_a_hold_that_the_operator_took_off_is_a_difference(dpkg: Dpkg) -> None:
+    settled(dpkg.node, step())
+    built(dpkg)
+    dpkg.holds.remove("nvidia-smi")
+    found = reason(step().check(dpkg.node.host), Pending)
+    assert found == "1 package is not held, nvidia-smi"
+
+
+def test_a_node_with_its_module_lacks_no_headers(dpkg: Dpkg) -> None:
+    settled(dpkg.node, step())
+    for name in headers.packages(KERNEL):
+        del dpkg.installed[name]
+    found = step().check(dpkg.node.host)
+    assert reason(found, Pending).startswith("2 packages are missing, linux-headers-6.1")
+    assert isinstance(found, Pending)
+    assert found.hint == f"apt-get install linux-headers-{KERNEL} linux-headers-amd64"
+    built(dpkg)
+    assert reason(step().check(dpkg.node.host), Ok) == "7 packages are installed"
+
+
+# -- unattended upgrades
+
+
+def blocked(text: str) -> list[re.Pattern[str]]:
+    """The regular expressions of unattended-upgrades' setting, which it uses with re.match."""
+    assert "Unattended-Upgrade::Package-Blacklist {" in text
+    return [re.compile(line) for line in re.findall(r'^ +"(.*)";$', text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    "name", [*BESIDE, *IMAGES, *TOOLKIT, *DEBIAN_DRIVER, "linux-image-cloud-amd64", "nvidia-driver",
+             "libnvoptix1", "nvidia-tesla-535-kernel-dkms", "libnvidia-tesla-535-ml1"]
+)  # fmt: skip
+def test_unattended_upgrades_leave_driver_toolkit_and_kernel_alone(node: Node, name: str) -> None:
+    settled(node, UpgradesBlocked())
+    assert any(one.match(name) for one in blocked(node.text(packages.UPGRADES) or ""))
+
+
+@pytest.mark.parametrize("name", ["openssl", "linux-libc-dev", "libnvme1", "systemd", "libc6"])
+def test_unattended_upgrades_do_everything_else(node: Node, name: str) -> None:
+    settled(node, UpgradesBlocked())
+    assert not any(one.match(name) for one in blocked(node.text(packages.UPGRADES) or ""))
+
+
+def test_what_the_operator_makes_of_the_file_stays(node: Node) -> None:
+    assert reason(settled(node, UpgradesBlocked()), Ok)
+    assert node.host.mode(packages.UPGRADES) == 0o644
+    node.put(packages.UPGRADES, "// mine\n")
+    assert reason(UpgradesBlocked().check(node.host), Ok)
+    assert UpgradesBlocked().writes(node.host) == {}
+    assert node.text(packages.UPGRADES) == "// mine\n"
 
 
 def test_a_proxys_password_is_not_in_the_steps_text() -> None:

@@ -19,6 +19,8 @@ VALUES = {
     "rke2_sha256": "b" * 64,
     "archive_key": "/a.gpg",
     "toolkit_key": "/t.gpg",
+    "kernel": "6.1.0-56-amd64",
+    "older_kernel": "6.1.0-55-amd64",
     "proxy": "http://node:secret@proxy.lab:3128",
     "rancher_command": "curl https://rancher.lab:8443/system-agent-install.sh | sh -s - --worker",
 }

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import click
 import pytest
 
-from gpuboot import checkpoint, kernel, progress, status
+from gpuboot import checkpoint, progress, show, status
 from gpuboot.checkpoint import Checkpoint, Effort, Spent
 from gpuboot.config import Config, Rke2
 from gpuboot.engine import Outcome
@@ -28,8 +29,9 @@ KEYS = {
     "next_attempt", "progress", "steps", "reboots", "boots", "gpus", "driver", "node", "started",
     "ready_at", "seconds_to_ready", "gpuboot",
 }  # fmt: skip
+DRIVER = {"version": "535", "kernel_module_type": "proprietary"}
 READY = Outcome("ready", None, "every step holds", shows={
-    "gpus": [{"pci": "0000:03:00.0"}], "driver": {"version": "535"}, "node": {"name": "gpu-1"},
+    "gpus": [{"pci": "0000:03:00.0"}], "driver": DRIVER, "node": {"name": "gpu-1"},
 })  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def booted(node: Node) -> Node:
     node.put(GATE)
     node.put("/sys/module/nvidia/version", "535\n")
     node.put(status.LOCK)
+    node.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko")
     node.answers["systemctl is-active rke2-agent.service"] = "active\n"
     return node
 
@@ -89,6 +92,11 @@ def walking(node: Node) -> Iterator[None]:
 
 def look(node: Node) -> dict[str, Any]:
     return status.look(node.host)
+
+
+def shown(seen: dict[str, Any]) -> str:
+    """The same as a person reads it."""
+    return click.unstyle(show.status({**seen, "gpus": [], "node": None}))
 
 
 # -- what the agent writes
@@ -149,14 +157,62 @@ def test_an_end_shows_code_hint_evidence_and_the_next_try(booted: Node) -> None:
     assert seen["progress"]["eta_seconds"] is None
 
 
+# -- the kernel that boots next
+
+
 def test_the_driver_is_shown_with_the_next_boots_module(booted: Node) -> None:
     walk(booted).end(READY, None)
-    assert look(booted)["driver"] == {"version": "535", "next_boot_kernel_has_module": False}
-    booted.put(f"/lib/modules/{KERNEL}/updates/dkms/nvidia.ko")
-    booted.answers["modinfo"] = f"{KERNEL} SMP\n"
-    assert kernel.nvidia_module(booted.host, KERNEL)
+    seen = look(booted)
+    boots = {"next_boot_kernel": KERNEL, "next_boot_kernel_has_module": True}
+    assert seen["driver"] == {**DRIVER, **boots}
+    assert f"kernel {KERNEL} next, and it has a module" in shown(seen)
+
+
+def test_a_later_kernel_without_a_module_is_told_before_the_reboot_that_would_hurt(
+    booted: Node,
+) -> None:
     walk(booted).end(READY, None)
-    assert look(booted)["driver"]["next_boot_kernel_has_module"] is True
+    booted.put("/boot/vmlinuz-6.1.0-56-amd64")
+    seen = look(booted)
+    assert seen["driver"]["next_boot_kernel_has_module"] is False
+    assert (seen["state"], seen["code"], seen["hint"]) == ("degraded", "GB323", "gpuboot run")
+    assert status.exit_code(seen) == 4
+    text = shown(seen)
+    assert "kernel 6.1.0-56-amd64, the newest in /boot, boots next and has no NVIDIA" in text
+    assert "boots   kernel 6.1.0-56-amd64 next, and it has no module" in text
+    assert "next: gpuboot run" in text
+    booted.put("/lib/modules/6.1.0-56-amd64/updates/dkms/nvidia-current.ko.xz")
+    assert look(booted)["state"] == "ready"
+
+
+def test_looking_for_the_next_kernels_module_runs_no_program(booted: Node) -> None:
+    walk(booted).end(READY, None)
+    booted.put("/boot/vmlinuz-6.1.0-56-amd64")
+    booted.ran.clear()
+    look(booted)
+    assert booted.ran == ["systemctl is-active rke2-agent.service"]
+
+
+def test_a_newer_kernel_that_grub_does_not_boot_is_no_matter(booted: Node) -> None:
+    walk(booted).end(READY, None)
+    for release in (KERNEL, "6.1.0-56-amd64"):
+        booted.put(f"/boot/vmlinuz-{release}")
+    entries = "".join(
+        f"menuentry 'Linux {release}' {{\n linux /boot/vmlinuz-{release} ro\n}}\n"
+        for release in ("6.1.0-56-amd64", KERNEL)
+    )
+    booted.put("/boot/grub/grub.cfg", f'set default="1"\n{entries}')
+    assert look(booted)["state"] == "ready"
+    booted.put("/boot/grub/grub.cfg", f'set default="0"\n{entries}')
+    assert "6.1.0-56-amd64, GRUB's choice, boots next" in look(booted)["reason"]
+
+
+def test_while_a_walk_builds_the_module_the_state_is_the_walks(booted: Node) -> None:
+    found = walk(booted)
+    found.watch(First(), "running", "building")
+    booted.put("/boot/vmlinuz-6.1.0-56-amd64")
+    with walking(booted):
+        assert look(booted)["state"] == "running"
 
 
 # -- corrected by looking

@@ -52,6 +52,15 @@ INCLUDED = frozenset(
     ]
 )
 
+# The cloud flavour has no graphics at all (facts/nvidia.md 2.4).
+GRAPHICS = frozenset(["drm", "ttm"])
+
+
+def included(name: str) -> bool:
+    """Whether the kernel of this boot brings a module along that is named here."""
+    return name in INCLUDED and not (name in GRAPHICS and "-cloud-" in release())
+
+
 MODELS = {"1eb8": "Tesla T4", "1db6": "Tesla V100-PCIE-32GB", "20b5": "NVIDIA A100 80GB PCIe"}
 
 BUILT = "Mon Feb  2 10:12:13 UTC 2026"
@@ -78,7 +87,9 @@ def settings() -> dict[str, object]:
 
 
 def release() -> str:
-    return str(settings()["kernel"])
+    """The kernel of this boot; before boot.py has run, the one the boot loader has picked."""
+    booted = STATE / "osrelease"
+    return booted.read_text().strip() if booted.exists() else str(settings()["kernel"])
 
 
 def blacklisted_at_start(release: str) -> Path:

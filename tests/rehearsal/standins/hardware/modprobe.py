@@ -91,7 +91,7 @@ def insert(name: str, options: list[str], asked: argparse.Namespace) -> int:
     plain = kernel.canonical(name)
     if plain == "nouveau":
         return insert_nouveau(asked)
-    if plain in kernel.INCLUDED:
+    if kernel.included(plain):
         return 0
     flags = ["-b"] * asked.use_blacklist + ["-i"] * asked.ignore_install
     answer = real("--show-depends", *flags, name, *options)
@@ -168,7 +168,7 @@ def remove(name: str, asked: argparse.Namespace) -> int:
         return subprocess.run(["/bin/sh", "-c", command], check=False).returncode
     if not kernel.loaded(plain):
         known = plain == "nouveau" and kernel.settings()["nouveau"] != "absent"
-        if known or plain in kernel.INCLUDED or real("--show-depends", name).returncode == 0:
+        if known or kernel.included(plain) or real("--show-depends", name).returncode == 0:
             return 0
         return complain(f"FATAL: Module {name} not found.", asked.quiet)
     try:
