@@ -18,21 +18,19 @@ ONLY = (
     "-o", "Dir::Etc::SourceParts=/dev/null",
     "-o", "APT::Get::List-Cleanup=false",
 )  # fmt: skip
-EVERYBODYS = ("-o", f"Dir::Etc::SourceParts={FOLDER}")  # as apt does by itself
+# apt does not get to keep what it then knows: looking leaves nothing behind.
+FORGETFUL = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
+EVERYBODYS = ("-o", f"Dir::Etc::SourceParts={FOLDER}", *FORGETFUL)  # all, as apt does by itself
 # Without release information it also answers before the first update.
 INDEXTARGETS = (
     "apt-get", "indextargets", "--no-release-info", "--format",
-    "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)",
+    "$(SITE) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SOURCESENTRY)", *FORGETFUL,
 )  # fmt: skip
 
 
 def unreadable(host: Host) -> str | None:
-    """Which entry keeps apt from reading the node's sources, in apt's words; None if it can.
-
-    apt does not get to keep what it then knows: looking leaves nothing behind.
-    """
-    forgetful = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
-    result = host.run([*INDEXTARGETS, *forgetful])
+    """Which entry keeps apt from reading the node's sources, in apt's words; None if it can."""
+    result = host.run(INDEXTARGETS)
     told = re.findall(r"^E: (?!The list of sources could not be read)(.*)$", result.err, re.M)
     return told[0] if result.code and told else None
 
