@@ -7,7 +7,7 @@ that no module can be built for any more.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -153,6 +153,12 @@ def kernel_packages(release: str) -> tuple[str, ...]:
     return tuple(
         f"linux-{kind}-{name}" for name in (flavour, release) for kind in ("image", "headers")
     )
+
+
+def kernels_in(names: Iterable[str]) -> list[str]:
+    """The kernels whose image packages are among these."""
+    found = (re.fullmatch(r"linux-image-(\d.*)", name) for name in names)
+    return [match[1] for match in found if match]
 
 
 def _flavour(release: str) -> str | None:

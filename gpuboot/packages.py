@@ -154,9 +154,12 @@ class Packages:
         there = {**apt.installed(host), **(coming or {})}
         versions = {there[name] for name in self.driver if name in there} - {""}
         beside = {name for name, version in there.items() if version in versions}
-        kernels = (headers.kernel_packages(release) for release in kernel.matter(host))
-        full = {*self.driver, *TOOLKIT, *headers.wanted(host), *beside}
-        full |= {name for names in kernels for name in names if name in there}
+        kernels = [*kernel.matter(host), *headers.kernels_in(coming or ())]
+        # Of a kernel that is to be replaced because its headers are gone nothing will be held.
+        lasting = [one for one in kernels
+                   if headers.package(one) in there or kernel.nvidia_module(host, one)]  # fmt: skip
+        names = {name for one in lasting for name in headers.kernel_packages(one)}
+        full = {*self.driver, *TOOLKIT, *beside, *names.intersection(there)}
         return sorted(full - apt.held(host))
 
     def _lack(self, host: Host) -> Pending | None:

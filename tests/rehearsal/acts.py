@@ -71,9 +71,10 @@ class Run:
     exit: int
 
     def perform(self, stage: Stage) -> list[str]:
-        command = " ".join(self.argv)
+        argv = [stage.fill(word).removesuffix("\n") for word in self.argv]
+        command = " ".join(argv)
         try:
-            done = stage.node.run(*self.argv, timeout=COMMAND)
+            done = stage.node.run(*argv, timeout=COMMAND)
         except subprocess.TimeoutExpired:
             return [f"{command}: expected an end / found none after {COMMAND:.0f} s"]
         if done.returncode == self.exit:

@@ -61,7 +61,8 @@ expect.yaml (only what is given is compared; see verdict.py):
     starts-within: 20s            # from cloud-final's start to gpuboot.service's, in the first boot
 
 acts.yaml (may be missing): what happens to the node once it is as expect.yaml wants it, a list of
-    run: [PROGRAM, …]             # in the node, as root; ends with 0, or with `exit: N` beside it
+    run: [PROGRAM, …]             # in the node, as root; ends with 0, or with `exit: N` beside it;
+                                  # placeholders are filled in
     write: {path: /…, content: …, mode: "0600"}   # placeholders are filled in
     remove: /…
     reboot: true                  # systemctl reboot, until the next boot

@@ -246,6 +246,17 @@ def test_a_plan_tells_the_holds_of_what_it_would_install(dpkg: Dpkg) -> None:
     assert "dkms" not in step().loose(dpkg.node.host, dict.fromkeys(coming, ""))
 
 
+def test_a_plan_tells_no_hold_on_a_kernel_that_is_to_be_replaced(dpkg: Dpkg) -> None:
+    newer = "6.1.0-56-amd64"
+    dpkg.installed = {f"linux-image-{KERNEL}": "1", "linux-image-amd64": "1"}
+    coming = dict.fromkeys(headers.kernel_packages(newer), "2")
+    told = set(step().loose(dpkg.node.host, coming))
+    assert told == {*step().driver, *TOOLKIT, *headers.kernel_packages(newer)}
+    coming[f"linux-headers-{KERNEL}"] = "1"
+    told = set(step().loose(dpkg.node.host, coming))
+    assert told >= {*headers.kernel_packages(newer), *headers.kernel_packages(KERNEL)}
+
+
 def test_what_the_operator_has_held_stays_held(dpkg: Dpkg) -> None:
     dpkg.holds = {"curl"}
     settled(dpkg.node, step())
