@@ -62,7 +62,7 @@ lint: ## Check style, types, spelling, shell scripts and units
 	$(VENV)/ruff check $(CODE)
 	$(VENV)/ruff format --check $(CODE)
 	$(VENV)/mypy
-	$(VENV)/codespell --skip './.*,./build' --ignore-words-list fpr,lables,te,durning,ect
+	$(VENV)/codespell --skip './.*,./build' --ignore-words-list fpr,lables,te,durning,ect,parm
 	shellcheck $$(grep -rlIE '^#! ?/bin/(ba|da)?sh' --exclude-dir=.git --exclude-dir=.cache --exclude-dir=build .)
 	@echo 'systemd-analyze verify systemd/*.service'; $(VERIFY_UNITS)
 
