@@ -102,6 +102,11 @@ def hold(host: Host, names: Iterable[str]) -> None:
     _done(host, result)
 
 
+def asked_for(host: Host, names: Iterable[str]) -> None:
+    """Mark packages as asked for, not as brought along. Raises GB201, GB205, GB206."""
+    _done(host, aptlock.run(host, ["apt-mark", "manual", *sorted(names)], QUIET))
+
+
 def fix_broken(host: Host, packages: Sequence[str], env: Mapping[str, str]) -> None:
     """Mend what dpkg has left; with packages just so, else as apt sees fit. Raises GB2xx.
 

@@ -51,6 +51,8 @@ def mend(
     apt's own repair chooses other packages than an installation does (the first of several
     alternatives), so it is told what a sound node would get; it decides only what remains.
     """
+    absent: list[str] = []
+    begun: set[str] = set()
     configure(host, env)
     left = unsound(host)
     if not left or (not lacking and set(left.values()) == {"half-configured"}):
@@ -59,13 +61,19 @@ def mend(
     _unpack_again(host, env)
     names = wanted()
     with _scripts_may_fail():
-        if absent := _absent(host, names, env):
+        absent, begun = _absent(host, names, env)
+        if absent:
             apt.fix_broken(host, absent, env)
+    if interrupted(host) and (asked := [one for one in names if _name(one) not in begun]):
+        # What is half done needs one of those that were asked for themselves.
+        with _scripts_may_fail():
+            apt.fix_broken(host, [*absent, *asked], env)
+            apt.asked_for(host, map(_name, asked))
     if interrupted(host):
         with _scripts_may_fail():
             apt.fix_broken(host, (), env)
     left = unsound(host)
-    ours = {name.partition("=")[0] for name in names}
+    ours = set(map(_name, names))
     if stuck := [name for name in left if name in ours or name == BROKEN_RECORDS]:
         raise GpubootError(
             INSTALL_FAILED, f"dpkg was interrupted, and {', '.join(stuck)} could not be mended",
@@ -135,16 +143,24 @@ def _fetch(host: Host, name: str, folder: Path, env: Mapping[str, str]) -> None:
         ) from error  # fmt: skip
 
 
-def _absent(host: Host, wanted: Sequence[str], env: Mapping[str, str]) -> list[str]:
+def _name(package: str) -> str:
+    return package.partition("=")[0]
+
+
+def _absent(
+    host: Host, wanted: Sequence[str], env: Mapping[str, str]
+) -> tuple[list[str], set[str]]:
     """What would come along with the packages, were nothing half done, and has not begun to.
+
+    And the names of what has begun.
 
     Each is name=version. What has begun is not named: apt would then hold it for asked for.
     """
     with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
         changes, begun = _undisturbed(host, wanted, Path(folder), env)
-    others = begun.union(name.partition("=")[0] for name in wanted)
+    others = begun.union(map(_name, wanted))
     new = [one for one in changes if one.action == "install" and one.name not in others]
-    return [f"{one.name}={one.version}" for one in new]
+    return [f"{one.name}={one.version}" for one in new], begun
 
 
 def _undisturbed(

@@ -250,6 +250,8 @@ class Machine:
         return Result(0 if len(lines) == len(names) else 1, "".join(lines))
 
     def _apt_mark(self, argv: list[str]) -> Result:
+        if argv[0] == "manual":
+            return Result(0)
         assert argv[0] == "hold", argv
         self.save("holds", sorted({*self.load("holds"), *argv[1:]}))
         return Result(0)

@@ -152,6 +152,13 @@ def test_what_needs_a_half_done_package_is_no_sound_one(node: Node) -> None:
     assert state.asked[-1] == "install make=4.3-4.1"
 
 
+def test_what_needs_one_of_those_that_were_asked_for_is_mended_with_them(node: Node) -> None:
+    state = Dpkg(node, mended_by="install make=4.3-4.1 linux-headers-amd64")
+    dpkg.mend(node.host, wanted, {})
+    assert state.asked[-1] == "install make=4.3-4.1 linux-headers-amd64"
+    assert "apt-mark manual linux-headers-amd64" in node.ran  # and stays one that was asked for
+
+
 def test_what_remains_is_left_to_apt(node: Node) -> None:
     state = Dpkg(node, mended_by="install")
     dpkg.mend(node.host, wanted, {})
