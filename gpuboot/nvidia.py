@@ -63,15 +63,18 @@ MODULES_LOAD = "/etc/modules-load.d/gpuboot.conf"
 # nova_core is nouveau's successor and takes Turing cards on new kernels. The GSP firmware is
 # off because it times out on this family (facts: EKS does the same for the T4); only the
 # proprietary module can do without it. Debian's name for the module is nvidia-current.
-MODPROBE_TEXT = """\
-# Written by gpuboot. Keeps nouveau and its successor away from the GPU, and runs the T4
-# without the GSP firmware, which times out on this family.
+BLACKLIST = """\
+# Written by gpuboot. Keeps nouveau and its successor away from the GPU.
 blacklist nouveau
 blacklist nova_core
 blacklist nova_drm
 options nouveau modeset=0
+"""
+WITHOUT_GSP = """\
+# Runs the card without the GSP firmware, which times out on the T4's family.
 options nvidia NVreg_EnableGpuFirmware=0
 options nvidia-current NVreg_EnableGpuFirmware=0
+options nvidia-tesla-535 NVreg_EnableGpuFirmware=0
 """
 MODULES_LOAD_TEXT = """\
 # Written by gpuboot: the NVIDIA driver is loaded at every boot.
@@ -88,6 +91,7 @@ ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
 """
 BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
 RIVALS = ("nouveau", "nova_core")
+PERSISTENCED = "nvidia-persistenced.service"
 STACK = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")  # in the order of unloading
 
 
@@ -135,16 +139,22 @@ class NouveauBlocked:
     name: ClassVar[str] = "nouveau-blocked"
     disruptive: ClassVar[bool] = True
 
+    kernel_module_type: str = "proprietary"
+
+    @property
+    def _text(self) -> str:
+        return BLACKLIST + (WITHOUT_GSP if self.kernel_module_type == "proprietary" else "")
+
     def check(self, host: Host) -> Finding:
-        if host.read(MODPROBE) != MODPROBE_TEXT:
+        if host.read(MODPROBE) != self._text:
             return Pending(f"{MODPROBE} is not written")
         return Ok(f"{MODPROBE} keeps nouveau out")
 
     def apply(self, host: Host) -> None:
-        host.write(MODPROBE, MODPROBE_TEXT)
+        host.write(MODPROBE, self._text)
 
     def writes(self, host: Host) -> Mapping[str, str]:
-        return {MODPROBE: MODPROBE_TEXT}
+        return {MODPROBE: self._text}
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,8 @@ class DriverLoaded:
         minors = ["255", *map(str, range(len(pci.gpus(host))))]
         host.must(["nvidia-modprobe", *(word for minor in minors for word in ("-c", minor))])
         host.must(["nvidia-modprobe", "-u", "-c", "0"])
-        systemd.start(host, "nvidia-persistenced.service")
+        if systemd.unit(host, PERSISTENCED).exists:  # NVIDIA's .run installer brings none
+            systemd.start(host, PERSISTENCED)
         return None
 
 

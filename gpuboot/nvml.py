@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import json
+import posixpath
+import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
 
 TRANSIENT = (10, 19, 27)  # NVML: timeout, in use, not ready
+VERSION_MISMATCH = 18  # NVML: the library is of another version than the module
+
+FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +61,20 @@ def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - the modu
 def _text(value: bytes | str) -> str:
     """NVML's strings are bytes in the releases of Debian 12, str in newer ones."""
     return value.decode() if isinstance(value, bytes) else value
+
+
+def library(host: Host) -> str | None:
+    """The version of the installed NVML: what libnvidia-ml.so.1 stands for, by its file's name."""
+    for folder in FOLDERS:
+        name = f"{folder}/libnvidia-ml.so.1"
+        for _ in range(8):  # links; in Debian through /etc/alternatives
+            target = host.link(name)
+            if target is None:
+                break
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        if match := re.fullmatch(r"libnvidia-ml\.so\.(\d+(?:\.\d+)+)", posixpath.basename(name)):
+            return match[1]
+    return None
 
 
 def slot(bus_id: str) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gpuboot import labels, packages, rancher, settings, sources, web
+from gpuboot import drivers, labels, packages, rancher, settings, sources, web
+from gpuboot.cards import PROPRIETARY
 from gpuboot.dkms import DriverBuilt
 from gpuboot.dropin import Rke2Config
 from gpuboot.identity import NodePassword
@@ -26,31 +27,24 @@ from gpuboot.toolkit import Cdi
 
 if TYPE_CHECKING:
     from gpuboot.config import Config
+    from gpuboot.drivers import Choice
     from gpuboot.facts import Facts
     from gpuboot.secret import Secret
 
 # What a label or taint of the GPU itself begins with; a pool's own labels are the node's.
 GPU_PREFIX = "nvidia.com/"
 
-# Debian's own driver, the same names in 12 and 13: the smallest set for a container host
-# (facts: nvidia 2.4).
-DEBIAN_DRIVER = (
-    "nvidia-kernel-dkms",
-    "nvidia-smi",
-    "libnvidia-ml1",
-    "libcuda1",
-    "nvidia-modprobe",
-    "nvidia-persistenced",
-    "firmware-nvidia-gsp",
-)
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in order: `prepare` proves the GPU, `join` brings the node into the cluster."""
+    """The steps in order: `prepare` proves the GPU, `join` brings the node into the cluster.
+
+    `driver` is None where none can be chosen: then preflight ends the walk.
+    """
 
     prepare: tuple[Step, ...]
     join: tuple[Step, ...]
+    driver: Choice | None = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -59,18 +53,23 @@ class Plan:
 
 def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
-    kernels = tuple(dict.fromkeys((facts.kernel, facts.next_kernel)))
+    choice = drivers.chosen(config, facts)
+    adopted = choice is not None and choice.adopted
+    # Without DKMS nothing is built here, so nothing needs headers.
+    builds = choice is None or choice.build == drivers.DKMS
+    kernels = tuple(dict.fromkeys((facts.kernel, facts.next_kernel))) if builds else ()
     prepare: tuple[Step, ...] = (
         Rke2Hold(),
         Preflight(facts, config),
         GpuPresent(config.gpu.count, config.gpu.model),
-        NouveauBlocked(),
-        PackageSources(_sources(config, facts)),
+        NouveauBlocked(choice.kernel_module_type if choice else PROPRIETARY),
+        PackageSources(_sources(config, facts, driver=not adopted, distribution=builds)),
         Packages(
             headers=tuple(dict.fromkeys(name for k in kernels for name in packages.headers(k))),
-            driver=DEBIAN_DRIVER,
+            driver=choice.packages if choice else (),
             toolkit_version=config.toolkit.version,
-            tools=("python3-pynvml",),
+            # It would bring Debian's libnvidia-ml1 over the libraries of an adopted driver.
+            tools=() if adopted else ("python3-pynvml",),
             env=proxy(config).env(),
         ),
         DriverBuilt(),
@@ -78,7 +77,7 @@ def build(config: Config, facts: Facts) -> Plan:
         GpusAnswer(),
         Cdi(),
     )
-    return Plan(prepare, _join(config))
+    return Plan(prepare, _join(config), choice)
 
 
 def bare(config: Config) -> tuple[Step, ...]:
@@ -138,13 +137,22 @@ def _settings(config: Config) -> Mapping[str, Any]:
     return {key: value for key, value in given.items() if key not in ("node-label", "node-taint")}
 
 
-def _sources(config: Config, facts: Facts) -> tuple[Source | OwnArchive, ...]:
+def _sources(
+    config: Config, facts: Facts, *, driver: bool, distribution: bool
+) -> tuple[Source | OwnArchive, ...]:
+    """The toolkit's, and the distribution's where something of it is wanted.
+
+    An adopted driver needs of it only headers, which the node's own sources have, unless the
+    configuration names the archive.
+    """
     archive, toolkit = config.sources.apt, config.sources.toolkit
-    driver: Source | OwnArchive = OwnArchive(facts.codename)
-    if archive.url:
+    found: list[Source | OwnArchive] = []
+    if archive.url and (driver or distribution):
         key = archive.key or sources.DISTRIBUTION_KEYRING
-        driver = Source("distribution", archive.url, facts.codename, key)
-    return driver, Source("toolkit", toolkit.url, "/", toolkit.key)
+        found.append(Source("distribution", archive.url, facts.codename, key))
+    elif driver:
+        found.append(OwnArchive(facts.codename))
+    return *found, Source("toolkit", toolkit.url, "/", toolkit.key)
 
 
 def proxy(config: Config) -> web.Proxy:

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gpuboot import apt, config, facts, plan, preflight, rancher, release, rke2, sources
+from gpuboot import apt, config, drivers, facts, plan, preflight, rancher, release, rke2, sources
 from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.findings import ROOT_ONLY
@@ -62,9 +62,11 @@ def survey(host: Host, *, root: bool) -> list[Trouble]:
 def warnings(host: Host) -> list[str]:
     """What would stop no walk and is unwise all the same; none of a wrong configuration."""
     try:
-        return config.unwise(config.load(host))
+        wanted = config.load(host)
     except GpubootError:
         return []  # told as a trouble
+    choice = drivers.chosen(wanted, facts.gather(host))
+    return [*config.unwise(wanted), *(choice.warnings if choice else ())]
 
 
 def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
@@ -80,7 +82,8 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
         if not root:
             yield _trouble(NOT_ROOT, "some things can only be looked at by root")
     machine = facts.gather(host)
-    yield from map(_of, preflight.unfit(machine))
+    if unfit := drivers.unfit(machine):
+        yield _of(unfit)
     yield from map(_of, preflight.short(host, machine))
     yield from _memory(host)
     yield from _clock(host)
@@ -88,8 +91,7 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
     if wanted is None:
         yield from _looked_at(host, road.steps, ("rke2-hold", "gpu-present"))
         return
-    if unsupported := preflight.unsupported(wanted, machine):
-        yield _trouble(preflight.UNSUPPORTED_SETTING, unsupported)
+    yield from map(_of, preflight.refused(machine, wanted))
     if other := _contradiction(host, wanted):
         yield other
     host.web.proxy = plan.proxy(wanted)
