@@ -242,11 +242,14 @@ def facts(*, as_json: bool) -> None:
     from gpuboot import facts as machine
     from gpuboot import show
 
-    found = asdict(machine.gather(console.host()))
+    gathered = machine.gather(console.host())
+    found = asdict(gathered)
     if as_json:
         console.print_json(found)
         return
     gpus = found.pop("gpus")
+    there = gathered.driver
+    found["driver"] = f"{there.version} of {there.origin}" if there else "none"
     rows = [(name.replace("_", " "), "unknown" if value in (None, "") else str(value))
             for name, value in found.items()]  # fmt: skip
     rows += [

@@ -42,6 +42,7 @@ DEVICES_TEXT = """\
 ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
 """
 BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
+PERSISTENCED = "nvidia-persistenced.service"
 # In the order of unloading: each before what it stands on, and first the one that a console uses.
 STACK = ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia_peermem", "nvidia")
 
@@ -96,7 +97,8 @@ class DriverLoaded:
             if reboot := _load(host):
                 return reboot
             _make_devices(host)
-        systemd.start(host, "nvidia-persistenced.service")
+        if systemd.unit(host, PERSISTENCED).exists:  # NVIDIA's .run installer brings none
+            systemd.start(host, PERSISTENCED)
         return None
 
     def _other(self, host: Host, loaded: str) -> str | None:

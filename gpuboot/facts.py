@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import cloudinit, kernel, pci
+from gpuboot import cloudinit, existing, kernel, pci
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -35,6 +36,7 @@ class Facts:
     boot_id: str
     hostname: str
     gpus: tuple[pci.Gpu, ...]
+    driver: existing.Driver | None = None  # that is there already, whoever has put it there
 
 
 def gather(host: Host) -> Facts:
@@ -57,6 +59,7 @@ def gather(host: Host) -> Facts:
         boot_id=boot_id(host),
         hostname=_line(host, "/proc/sys/kernel/hostname"),
         gpus=pci.gpus(host),
+        driver=existing.look(host),
     )
 
 
@@ -86,10 +89,25 @@ def _secure_boot(host: Host) -> bool | None:
 
 
 def parse(content: dict[str, Any]) -> Facts:
-    """Facts as `gpuboot facts --json` printed them. Raises ValueError, TypeError or KeyError."""
+    """Facts as `gpuboot facts --json` printed them, also an older one's, which had fewer keys.
+
+    Raises ValueError, TypeError or KeyError.
+    """
     gpus = tuple(pci.Gpu(**gpu) for gpu in content["gpus"])
-    found = Facts(**{**content, "gpus": gpus})
+    found = Facts(**{**content, "gpus": gpus, "driver": _driver(content.get("driver"))})
     for name, value in content.items():
-        if name not in ("gpus", "secure_boot") and not isinstance(value, str):
+        if name not in ("gpus", "secure_boot", "driver") and not isinstance(value, str):
             raise TypeError(f"{name} is no text")
+    return found
+
+
+def _driver(content: dict[str, Any] | None) -> existing.Driver | None:
+    if content is None:
+        return None
+    found = existing.Driver(**{**content, "missing": tuple(content["missing"])})
+    for name, value in content.items():
+        if name not in ("missing", "dkms") and not isinstance(value, str):
+            raise TypeError(f"driver.{name} is no text")
+    if not re.fullmatch(r"(\d+(\.\d+)*)?", found.version):
+        raise ValueError(f"driver.version is no version: {found.version}")
     return found

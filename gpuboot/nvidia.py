@@ -90,6 +90,7 @@ WITHOUT_GSP = """\
 # Runs the card without the GSP firmware, which times out on the T4's family.
 options nvidia NVreg_EnableGpuFirmware=0
 options nvidia-current NVreg_EnableGpuFirmware=0
+options nvidia-tesla-535 NVreg_EnableGpuFirmware=0
 """
 
 

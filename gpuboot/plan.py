@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gpuboot import labels, rancher, settings, sources, web
+from gpuboot import drivers, labels, rancher, settings, sources, web
+from gpuboot.cards import OPEN, PROPRIETARY
 from gpuboot.dkms import DriverBuilt
 from gpuboot.driver import DriverLoaded
 from gpuboot.dropin import Rke2Config
@@ -28,37 +29,31 @@ from gpuboot.toolkit import Cdi
 
 if TYPE_CHECKING:
     from gpuboot.config import Config
+    from gpuboot.drivers import Choice
     from gpuboot.facts import Facts
     from gpuboot.secret import Secret
 
 # What a label or taint of the GPU itself begins with; a pool's own labels are the node's.
 GPU_PREFIX = "nvidia.com/"
 
-# Debian's own driver, the same names in 12 and 13: the smallest set for a container host
-# (facts: nvidia 2.4).
-DEBIAN_DRIVER = (
-    "nvidia-kernel-dkms",
-    "nvidia-smi",
-    "libnvidia-ml1",
-    "libcuda1",
-    "nvidia-modprobe",
-    "nvidia-persistenced",
-    "firmware-nvidia-gsp",
-)
 # The modules and what says which of them modprobe loads: where both kinds are installed it is the
 # proprietary one, and a kernel that comes later is built for twice.
 DEBIAN_MODULES = {
-    "proprietary": ("nvidia-kernel-dkms", "nvidia-kernel-support"),
-    "open": ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support"),
+    PROPRIETARY: ("nvidia-kernel-dkms", "nvidia-kernel-support"),
+    OPEN: ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support"),
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in order: `prepare` proves the GPU, `join` brings the node into the cluster."""
+    """The steps in order: `prepare` proves the GPU, `join` brings the node into the cluster.
+
+    `driver` is None where none can be chosen: then preflight ends the walk.
+    """
 
     prepare: tuple[Step, ...]
     join: tuple[Step, ...]
+    driver: Choice | None = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -67,36 +62,41 @@ class Plan:
 
 def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
-    driver, unwanted = _driver(config)
+    choice = drivers.chosen(config, facts)
+    adopted = choice is not None and choice.adopted
+    # Without DKMS nothing is built here, so nothing needs headers.
+    builds = choice is None or choice.build == drivers.DKMS
+    kind = choice.kernel_module_type if choice else PROPRIETARY
+    env = proxy(config).env()
     prepare: tuple[Step, ...] = (
         Rke2Hold(),
         Preflight(facts, config),
         GpuPresent(config.gpu.count, config.gpu.model),
-        NouveauBlocked(),
-        PackageSources(_sources(config, facts)),
+        NouveauBlocked(kind),
+        PackageSources(_sources(config, facts, driver=not adopted, distribution=builds)),
         UpgradesBlocked(),
-        KernelHeaders(proxy(config).env()),
+        *((KernelHeaders(env),) if builds else ()),
         Packages(
-            driver=driver,
-            unwanted=unwanted,
+            driver=choice.packages if choice else (),
+            unwanted=_unwanted(choice),
             toolkit_version=config.toolkit.version,
-            tools=("python3-pynvml",),
-            env=proxy(config).env(),
+            # It would bring Debian's libnvidia-ml1 over the libraries of an adopted driver.
+            tools=() if adopted else ("python3-pynvml",),
+            env=env,
         ),
         DriverBuilt(),
-        DriverLoaded(),
+        DriverLoaded(kind if kind in DEBIAN_MODULES else None),
         GpusAnswer(),
         Cdi(),
     )
-    return Plan(prepare, _join(config))
+    return Plan(prepare, _join(config), choice)
 
 
-def _driver(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The driver's packages, and those of the other kind of module, which must not be there."""
-    kinds = ("proprietary", "open")
-    kind, other = kinds if config.driver.kernel_module_type != "open" else kinds[::-1]
-    wanted = (DEBIAN_MODULES[kind][0], *DEBIAN_DRIVER[1:])
-    return wanted, DEBIAN_MODULES[other]
+def _unwanted(choice: Choice | None) -> tuple[str, ...]:
+    """The packages of the other kind of module, which must not be there."""
+    if choice is None or choice.adopted:
+        return ()
+    return DEBIAN_MODULES[OPEN if choice.kernel_module_type == PROPRIETARY else PROPRIETARY]
 
 
 def bare(config: Config) -> tuple[Step, ...]:
@@ -156,13 +156,22 @@ def _settings(config: Config) -> Mapping[str, Any]:
     return {key: value for key, value in given.items() if key not in ("node-label", "node-taint")}
 
 
-def _sources(config: Config, facts: Facts) -> tuple[Source | OwnArchive, ...]:
+def _sources(
+    config: Config, facts: Facts, *, driver: bool, distribution: bool
+) -> tuple[Source | OwnArchive, ...]:
+    """The toolkit's, and the distribution's where something of it is wanted.
+
+    An adopted driver needs of it only headers, which the node's own sources have, unless the
+    configuration names the archive.
+    """
     archive, toolkit = config.sources.apt, config.sources.toolkit
-    driver: Source | OwnArchive = OwnArchive(facts.codename)
-    if archive.url:
+    found: list[Source | OwnArchive] = []
+    if archive.url and (driver or distribution):
         key = archive.key or sources.DISTRIBUTION_KEYRING
-        driver = Source("distribution", archive.url, facts.codename, key)
-    return driver, Source("toolkit", toolkit.url, "/", toolkit.key)
+        found.append(Source("distribution", archive.url, facts.codename, key))
+    elif driver:
+        found.append(OwnArchive(facts.codename))
+    return *found, Source("toolkit", toolkit.url, "/", toolkit.key)
 
 
 def proxy(config: Config) -> web.Proxy:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import rancher
+from gpuboot import drivers, rancher
 from gpuboot.config import ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok
@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from gpuboot.facts import Facts
     from gpuboot.host import Host
 
-UNSUPPORTED = Code(
-    "GB101",
-    "this machine is not one that gpuboot can set up",
-    ("This version knows Debian 12 and 13 on amd64.",),
-    ("gpuboot facts", "cat /etc/os-release"),
-)
-UNSUPPORTED_SETTING = Code(
-    "GB102",
-    "the configuration asks for what this version cannot do",
-    ("The key is part of the configuration, and its value is not carried out yet.",),
-    ("gpuboot config show", "gpuboot config schema"),
-)
 NO_SPACE = Code(
     "GB103",
     "there is too little free space",
@@ -42,8 +30,6 @@ SECURE_BOOT = Code(
 )
 
 MINIMUM_SPACE = 3 << 30  # bytes: measured on Debian 12, with a margin (facts: nvidia 2.4)
-BRANCHES = {"12": "535", "13": "550"}  # of Debian's own driver
-SUPPORTED = {("debian", "12"): "amd64", ("debian", "13"): "amd64"}
 
 
 @dataclass(frozen=True)
@@ -59,32 +45,27 @@ class Preflight:
     def check(self, host: Host) -> Finding:
         for trouble in troubles(host, self.facts, self.config):
             raise trouble
-        return Ok(f"{_system(self.facts)}, kernel {self.facts.kernel}")
+        choice = drivers.choose(self.config, self.facts)
+        return Ok(f"{drivers.system(self.facts)}, kernel {self.facts.kernel}, {choice.text}")
 
     def apply(self, host: Host) -> None:
         """Never called: the check answers or raises."""
 
 
-def _system(facts: Facts) -> str:
-    return f"{facts.os_id or 'unknown system'} {facts.os_version} on {facts.architecture}"
-
-
 def troubles(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]:
     """What of system, settings, firmware and space stands in the way; only reads."""
-    yield from unfit(facts)
-    if problem := unsupported(config, facts):
-        yield GpubootError(UNSUPPORTED_SETTING, problem)
+    yield from refused(facts, config)
     if other := rancher.contradiction(host, config):
         yield ConfigError([other])
     yield from short(host, facts)
 
 
-def unfit(facts: Facts) -> Iterator[GpubootError]:
-    """What the machine's recorded facts alone say."""
-    if SUPPORTED.get((facts.os_id, facts.os_version)) != facts.architecture:
-        yield GpubootError(
-            UNSUPPORTED, f"{_system(facts)} is not supported; Debian 12 and 13 on amd64 are"
-        )
+def refused(facts: Facts, config: Config) -> Iterator[GpubootError]:
+    """Why there is no driver for this machine, from its recorded facts alone."""
+    try:
+        drivers.choose(config, facts)
+    except GpubootError as error:
+        yield error
 
 
 def short(host: Host, facts: Facts) -> Iterator[GpubootError]:
@@ -97,27 +78,3 @@ def short(host: Host, facts: Facts) -> Iterator[GpubootError]:
         least, places = min(free.values()) >> 20, " and ".join(tight)
         message = f"{least} MiB are free on {places}, {MINIMUM_SPACE >> 20} MiB are needed"
         yield GpubootError(NO_SPACE, message, retry=True)
-
-
-def unsupported(config: Config, facts: Facts) -> str | None:
-    """The first setting that this version accepts and does not carry out yet."""
-    branch = BRANCHES.get(facts.os_version, config.driver.branch)
-    rules = (
-        (
-            config.driver.source != "distribution",
-            f"driver.source is {config.driver.source}: set driver.source: distribution",
-        ),
-        (
-            config.driver.build == "precompiled",
-            "driver.build is precompiled: Debian has none, set dkms or auto",
-        ),
-        (
-            config.driver.kernel_module_type == "open" and facts.os_version == "12",
-            "driver.kernel-module-type is open: Debian 12's does not go with its security updates",
-        ),
-        (
-            config.driver.branch not in (None, branch),
-            f"driver.branch is {config.driver.branch}: Debian {facts.os_version} has {branch}",
-        ),
-    )
-    return next((text for wrong, text in rules if wrong), None)

@@ -6,6 +6,7 @@ import difflib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from gpuboot.step import Step
 
 SCHEMA = 1
-DRIVER = "nvidia-kernel-dkms"
 
 # What holds a secret in a line of a difference: the old one may be unknown to us.
 _TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:|.HTTPS?_PROXY=).+', re.MULTILINE)
@@ -70,7 +70,9 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
     at), `packages` (name, action, version, before, bytes; null where unknown), `download_bytes`,
     `held`, `files` (name, diff; null for a download), `units` that are enabled, `reboot` (answer:
     no, maybe, yes; reason), `trusted` (what, by), `warnings` and `trouble` (null, or why the
-    packages are names only: code, message, hint, evidence). Raises ConfigError and GB105.
+    packages are names only: code, message, hint, evidence), `driver` (what was chosen and why:
+    source, branch, kernel_module_type, build, signed, packages, reason; null where preflight tells
+    why none was). Raises ConfigError and GB105.
     """
     wanted = config.load(host)
     host.web.proxy = plan.proxy(wanted)
@@ -97,10 +99,11 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
         "files": _files(host, acting),
         "units": [unit for step in acting if isinstance(step, Enables)
                   for unit in step.enables(host)],
-        "reboot": _reboot(host, wanted, machine, steps, packages, live=live),
+        "reboot": _reboot(host, wanted, machine, road, steps, packages, live=live),
         "trusted": _trusted(wanted, {step.name for step in acting}),
-        "warnings": config.unwise(wanted),
+        "warnings": _warnings(wanted, road),
         "trouble": trouble,
+        "driver": _driver(road),
     }  # fmt: skip
 
 
@@ -112,7 +115,7 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
     wanted = config.load(host)
     road = plan.build(wanted, machine)
     steps = {step.name: findings.line(step.name, None, "not looked at") for step in road.steps}
-    for error in preflight.unfit(machine):
+    for error in preflight.refused(machine, wanted):
         steps["preflight"] = findings.failed("preflight", error)
     kernels = (machine.kernel, machine.next_kernel)
     names = list(dict.fromkeys(name for release in kernels for name in headers.packages(release)))
@@ -128,9 +131,20 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
         "units": [],
         "reboot": _rivals(machine) or _no_reboot(machine),
         "trusted": _trusted(wanted, {step.name for step in road.steps}),
-        "warnings": config.unwise(wanted),
+        "warnings": _warnings(wanted, road),
         "trouble": None,
+        "driver": _driver(road),
     }
+
+
+def _driver(road: Plan) -> dict[str, Any] | None:
+    if road.driver is None:
+        return None
+    return {name: value for name, value in asdict(road.driver).items() if name != "warnings"}
+
+
+def _warnings(wanted: Config, road: Plan) -> list[str]:
+    return [*config.unwise(wanted), *(road.driver.warnings if road.driver else ())]
 
 
 # -- packages -----------------------------------------------------------------------------------
@@ -248,6 +262,7 @@ def _reboot(
     host: Host,
     wanted: Config,
     machine: Facts,
+    road: Plan,
     steps: Sequence[Mapping[str, Any]],
     packages: Sequence[Mapping[str, Any]],
     *,
@@ -259,7 +274,7 @@ def _reboot(
     due = next((step for step in steps if step["state"] == "reboot"), None)
     found = {"answer": "yes", "reason": due["reason"]} if due else None
     found = found or _other_kernel(host, machine, packages) or _rivals(machine)
-    found = found or _other_driver(host, packages) or _no_reboot(machine)
+    found = found or _other_driver(host, road, packages) or _no_reboot(machine)
     if found["answer"] != "no" and not wanted.reboot.allow:
         found["reason"] += "; reboot.allow is false, so it would wait for you"
     return found
@@ -286,11 +301,14 @@ def _rivals(machine: Facts) -> dict[str, str] | None:
     return None
 
 
-def _other_driver(host: Host, packages: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+def _other_driver(
+    host: Host, road: Plan, packages: Sequence[Mapping[str, Any]]
+) -> dict[str, str] | None:
     """A loaded driver of another version than the one that is or will be installed."""
     loaded = kernel.loaded_version(host, "nvidia")
     built = kernel.nvidia_module(host, kernel.running(host))
-    coming = next((package for package in packages if package["name"] == DRIVER), None)
+    brings = road.driver.packages[:1] if road.driver else ()  # the module
+    coming = next((package for package in packages if package["name"] in brings), None)
     if coming:
         wanted = str(coming["version"] or "another")
     elif built:

@@ -152,6 +152,9 @@ def plan(found: dict[str, Any]) -> str:
     for step in found["steps"]:
         lines.append(_step({**step, "state": step["state"] or "pending"}) + _marked(step))
         lines += [f"      differs: {drift}" for drift in step["drift"]]
+    if driver := found["driver"]:
+        kind = f"{driver['branch']} ({driver['kernel_module_type']}), {driver['source']}"
+        lines += ["", f"driver: {kind}", f"  {driver['reason']}"]
     if packages := found["packages"]:
         size = found["download_bytes"]
         total = f", {size / 1e6:.0f} MB to fetch" if size is not None else ""

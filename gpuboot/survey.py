@@ -14,6 +14,7 @@ from gpuboot import (
     aptfailure,
     aptsources,
     config,
+    drivers,
     facts,
     plan,
     preflight,
@@ -76,9 +77,11 @@ def warnings(host: Host) -> list[str]:
     wrong = aptsources.unreadable(host)
     found = [f"apt cannot read the node's sources: {wrong}"] if wrong else []
     try:
-        return [*found, *config.unwise(config.load(host))]
+        wanted = config.load(host)
     except GpubootError:
         return found  # told as a trouble
+    choice = drivers.chosen(wanted, facts.gather(host))
+    return [*found, *config.unwise(wanted), *(choice.warnings if choice else ())]
 
 
 def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
@@ -94,7 +97,8 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
         if not root:
             yield _trouble(NOT_ROOT, "some things can only be looked at by root")
     machine = facts.gather(host)
-    yield from map(_of, preflight.unfit(machine))
+    if unfit := drivers.unfit(machine):
+        yield _of(unfit)
     yield from map(_of, preflight.short(host, machine))
     yield from _memory(host)
     yield from _clock(host)
@@ -102,8 +106,7 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
     if wanted is None:
         yield from _looked_at(host, road.steps, ("rke2-hold", "gpu-present"))
         return
-    if unsupported := preflight.unsupported(wanted, machine):
-        yield _trouble(preflight.UNSUPPORTED_SETTING, unsupported)
+    yield from map(_of, preflight.refused(machine, wanted))
     if other := _contradiction(host, wanted):
         yield other
     host.web.proxy = plan.proxy(wanted)

@@ -37,6 +37,7 @@ class Modules:
         }  # fmt: skip
         for service in SERVICES:
             node.unit(f"{service}.service", **ABSENT)
+        node.unit("nvidia-persistenced.service")
 
     # -- modules
 

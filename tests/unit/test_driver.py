@@ -13,7 +13,7 @@ from gpuboot.host import Command, Result
 from gpuboot.step import Ok, Pending, Reboot, Waiting
 from tests.model.machine import FakeClock
 from tests.unit.modules import DRIVER, OLD, Modules
-from tests.unit.node import KERNEL, SLOT, Node, code, reason, settled
+from tests.unit.node import ABSENT, KERNEL, SLOT, Node, code, reason, settled
 
 IMAGE = f"/boot/initrd.img-{KERNEL}"
 STACK = ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm")
@@ -404,3 +404,12 @@ def test_the_kind_of_module_is_what_the_driver_says(node: Node, text: str, kind:
     found = DriverLoaded().check(node.host)
     assert isinstance(found, Ok)
     assert found.shows["driver"]["kernel_module_type"] == kind
+
+
+def test_a_driver_that_came_without_the_persistence_daemon_is_loaded_all_the_same(
+    node: Node,
+) -> None:
+    modules = Modules(node)
+    node.unit("nvidia-persistenced.service", **ABSENT)
+    assert isinstance(settled(node, DriverLoaded()), Ok)
+    assert modules.active == set()

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gpuboot import aptsources, dkms, headers, packages
+from gpuboot import aptsources, dkms, drivers, headers, packages
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.packages import TOOLKIT, Packages, UpgradesBlocked
-from gpuboot.plan import DEBIAN_DRIVER
 from gpuboot.step import Ok, Pending
 from tests.unit.node import KERNEL, Node, module_text, reason, settled
 
@@ -293,8 +292,9 @@ def blocked(text: str) -> list[re.Pattern[str]]:
 
 
 @pytest.mark.parametrize(
-    "name", [*BESIDE, *IMAGES, *TOOLKIT, *DEBIAN_DRIVER, "linux-image-cloud-amd64", "nvidia-driver",
-             "libnvoptix1", "nvidia-tesla-535-kernel-dkms", "libnvidia-tesla-535-ml1"]
+    "name", [*BESIDE, *IMAGES, *TOOLKIT, *drivers.TABLE[0].packages, "linux-image-cloud-amd64",
+             "nvidia-driver", "libnvoptix1", "nvidia-tesla-535-kernel-dkms",
+             "libnvidia-tesla-535-ml1"]
 )  # fmt: skip
 def test_unattended_upgrades_leave_driver_toolkit_and_kernel_alone(node: Node, name: str) -> None:
     settled(node, UpgradesBlocked())

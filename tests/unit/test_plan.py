@@ -59,7 +59,9 @@ def test_in_rancher_mode_rke2_and_its_proxy_are_ranchers_business() -> None:
 def test_one_kind_of_module_is_installed_and_the_other_goes(
     asked: str, wanted: str, unwanted: str
 ) -> None:
-    config = read(f"config: {{{AGENT}}}", f"driver: {{kernel-module-type: {asked}}}")
+    config = read(
+        f"config: {{{AGENT}}}", f"driver: {{source: distribution, kernel-module-type: {asked}}}"
+    )
     found = next(s for s in plan.build(config, facts()).prepare if isinstance(s, Packages))
     assert wanted in found.driver
     assert unwanted in found.unwanted
