@@ -31,10 +31,7 @@ def main(argv: list[str]) -> int:
 
 def nvml() -> dict[str, Any]:
     """Driver version and GPUs: `pci` (as lspci writes it), `name`, `uuid`, `memory_mib`."""
-    try:
-        import pynvml
-    except ImportError:
-        return {"error": "python3-pynvml is not installed"}
+    pynvml = binding()
     try:
         pynvml.nvmlInit()
         gpus = [
@@ -47,6 +44,15 @@ def nvml() -> dict[str, Any]:
         value = getattr(error, "value", None)
         return {"error": str(error), "value": value, "transient": value in TRANSIENT}
     return {"driver": version, "gpus": gpus}
+
+
+def binding() -> Any:  # noqa: ANN401 - neither module's types are the other's
+    """pynvml, or what stands in for it on a machine that came with a driver of its own."""
+    try:
+        import pynvml
+    except ImportError:
+        from gpuboot import barenvml as pynvml
+    return pynvml
 
 
 def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - the module has no types

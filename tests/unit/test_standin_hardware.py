@@ -199,3 +199,40 @@ def test_cuda_without_the_module_has_no_device(libraries: Path, tmp_path: Path) 
     assert ask(ASK_CUDA, libraries, tmp_path) == [
         100, "no CUDA-capable device is detected", -1, 12020,
     ]  # fmt: skip
+
+
+# -- NVML without pynvml
+
+PROBE = "import json; from gpuboot import nvml; print(json.dumps(nvml.nvml()))"
+BARE = f"import sys; sys.modules['pynvml'] = None; {PROBE}"
+
+
+def test_without_pynvml_the_probe_says_the_same(libraries: Path, node: Path) -> None:
+    answer = ask(BARE, libraries, node)
+    assert answer == ask(PROBE, libraries, node)
+    assert answer == {
+        "driver": VERSION,
+        "gpus": [
+            {
+                "pci": "0000:3b:00.0",
+                "name": "Tesla T4",
+                "uuid": uuid_of_the_kernel(SLOT),
+                "memory_mib": 15360,
+            }
+        ],
+    }
+
+
+def test_without_pynvml_trouble_is_told_in_the_same_way(libraries: Path, node: Path) -> None:
+    write(node / "sys/module/nvidia/version", "550.163.01")
+    answer, other = ask(BARE, libraries, node), ask(PROBE, libraries, node)
+    assert isinstance(answer, dict)
+    assert isinstance(other, dict)
+    assert answer["error"] == "Driver/library version mismatch"  # in the library's own words
+    assert answer["value"] == other["value"] == 18
+
+
+def test_without_pynvml_a_missing_library_is_told(tmp_path: Path) -> None:
+    answer = ask(BARE, tmp_path, tmp_path)
+    assert isinstance(answer, dict)
+    assert (answer["value"], answer["error"]) == (12, "NVML Shared Library Not Found")
