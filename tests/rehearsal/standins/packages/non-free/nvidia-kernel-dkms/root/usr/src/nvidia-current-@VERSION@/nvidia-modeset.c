@@ -21,6 +21,6 @@ static void __exit standin_exit(void)
 
 module_init(standin_init);
 module_exit(standin_exit);
-MODULE_LICENSE("GPL");
+MODULE_LICENSE("NVIDIA");
 MODULE_DESCRIPTION("stand-in for NVIDIA's kernel module");
 MODULE_VERSION(NV_VERSION_STRING);

@@ -74,6 +74,6 @@ static void __exit nv_exit(void)
 
 module_init(nv_init);
 module_exit(nv_exit);
-MODULE_LICENSE("GPL");
+MODULE_LICENSE("NVIDIA");
 MODULE_DESCRIPTION("stand-in for NVIDIA's kernel module");
 MODULE_VERSION(NV_VERSION_STRING);
