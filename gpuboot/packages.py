@@ -104,7 +104,8 @@ class Packages:
         if lack := self._lack(host):
             return lack
         if loose := self.loose(host):
-            return Pending(f"{_count(loose)} not held, {_some(loose)}")
+            hint = f"apt-mark hold {' '.join(loose)}"
+            return Pending(f"{_count(loose)} not held, {_some(loose)}", hint=hint)
         hint = f"dpkg --configure {' '.join(sorted(broken))} (their own scripts say why they fail)"
         return Ok(f"{len(self.wanted(host))} packages are installed", dpkg.told(broken),
                   code=STRANGER_BROKEN, hint=hint)  # fmt: skip
