@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 
 # Nothing asks: there is nobody to answer. needrestart would restart services, rke2-agent among
 # them; its hooks of apt and dpkg obey the variable. apt-listchanges and apt-listbugs ask too.
+# In front stands packaging/path/update-initramfs, for the time in which the initramfs is deferred.
+PATH = "/usr/lib/gpuboot/path:/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = {
+    "PATH": PATH,
     "DEBIAN_FRONTEND": "noninteractive",
     "DEBCONF_NONINTERACTIVE_SEEN": "true",
     "NEEDRESTART_SUSPEND": "1",
@@ -50,6 +53,7 @@ OPTIONS = (
     "-q",
     "-o", "DPkg::Lock::Timeout=10",  # aptlock waits; this is for who is quicker than it
     "-o", "Dpkg::Use-Pty=0",
+    "-o", f"DPkg::Path={PATH}",
     "-o", "Acquire::Retries=3",
     "-o", "Acquire::http::Timeout=30",
     "-o", "Acquire::https::Timeout=30",

@@ -12,7 +12,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gpuboot.errors import Code
-from gpuboot.reader import Problem, Severity, parsed
+from gpuboot.reader import Loader, Problem, Severity, parsed
 
 Kind = Literal["map", "list", "null", "bool", "number", "text"]
 
@@ -122,7 +122,7 @@ class Value:
 
 def read(file: str, content: bytes | str) -> Sequence[Value] | Problem:
     """The documents in a file, or why it is no YAML. Empty ones are left out."""
-    nodes = parsed(file, content, lambda text: list(yaml.compose_all(text, yaml.SafeLoader)))
+    nodes = parsed(file, content, lambda text: list(yaml.compose_all(text, Loader)))
     if isinstance(nodes, Problem):
         return nodes
     documents = [Value(node, file, node.start_mark.line + 1) for node in nodes]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import apt, aptlock, dkms, dpkg, headers, kernel, origins
+from gpuboot import apt, aptlock, dkms, dpkg, headers, initramfs, kernel, origins
 from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
 from gpuboot.errors import GpubootError
 from gpuboot.step import Finding, Ok, Pending
@@ -101,6 +101,8 @@ class Packages:
             return Pending(f"dpkg was interrupted: {_some(sorted(broken))}")
         if dkms.left(host):
             return Pending("DKMS was switched off while packages were installed, and still is")
+        if initramfs.left(host):
+            return Pending("packages were installed, and the initramfs was left for later")
         if lack := self._lack(host):
             return lack
         if loose := self.loose(host):
@@ -112,7 +114,7 @@ class Packages:
 
     def apply(self, host: Host) -> None:
         aptlock.wait(host)
-        with dkms.deferred(host):
+        with initramfs.deferred(host), dkms.deferred(host):
             if dpkg.interrupted(host):
                 lacking = bool(self._lack(host))
                 left = dpkg.mend(host, lambda: self.resolved(host), self.env, lacking=lacking)

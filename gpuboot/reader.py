@@ -15,6 +15,7 @@ from gpuboot.kinds import Kind, Wrong
 from gpuboot.secret import blotted, redact
 
 T = TypeVar("T")
+_DEEPEST = 100  # brackets in brackets that are read; nobody writes ten
 
 # An error keeps a node from what was meant; a warning may; a notice is only good to know.
 Severity = Literal["error", "warning", "notice"]
@@ -232,7 +233,7 @@ def parsed(file: str, content: bytes | str, parse: Callable[[str], T]) -> T | Pr
         what = re.split(r" handle '|(?<=alias) '", what)[0]
         return Problem(f"{file}:{line}", "", what, "YAML")
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        # What is left is a character that YAML or Python forbids, or nesting without end.
+        # What is left is a character that YAML or Python forbids, or indentation without end.
         what = getattr(error, "reason", None) or "cannot be read"
         line = _line(text, getattr(error, "position", 0))
         return Problem(f"{file}:{line}", "", str(what), "YAML")
@@ -260,7 +261,17 @@ class AliasError(Exception):
         self.line = line
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
+    """Stops where brackets nest without end: PyYAML's time grows with the square of the depth."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= _DEEPEST:
+            problem = f"brackets are nested more than {_DEEPEST} deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+
+class _Loader(Loader):
     """Refuses aliases: they hide what a file says, and can grow without bound."""
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:

@@ -33,6 +33,7 @@ VOLATILE = ("run", "sys", "dev", "proc", "var/run")
 KERNELS_OWN = ("/proc/", "/sys/", "/dev/")  # what is written there needs no room
 MODULE = f"/lib/modules/{KERNEL}/updates/dkms/nvidia-current.ko"
 DKMS = "/var/lib/dkms/nvidia-current"
+DEFERRED = "/var/lib/gpuboot/initramfs-deferred"
 SOURCE = f"/usr/src/nvidia-current-{DRIVER}"
 BUILT = f"{DKMS}/{DRIVER}/{KERNEL}/x86_64/module/nvidia-current.ko"
 BASE = {"gpg", "pciutils", "kmod"}
@@ -103,6 +104,7 @@ class Machine:
         self.save("packages", dict.fromkeys(sorted(BASE), "installed"))
         self.save("holds", [])
         self.save("initramfs", [])
+        self.save("triggers", [])
 
     def boot(self) -> None:
         """Power on: volatile state is gone, modules load, enabled units start."""
@@ -225,7 +227,8 @@ class Machine:
         if argv == ["--print-architecture"]:
             return Result(0, "amd64\n")
         if argv == ["--audit"]:
-            return Result(0, "".join(n for n, s in self.packages.items() if s != "installed"))
+            broken = [n for n, s in self.packages.items() if s != "installed"]
+            return Result(0, "".join([*broken, *self.load("triggers")]))
         if argv[1] == "--unpack":
             unpacked = {n: "unpacked" if s == "messed" else s for n, s in self.packages.items()}
             self.save("packages", unpacked)
@@ -294,8 +297,21 @@ class Machine:
                     self.put(f"{SOURCE}/dkms.conf", "AUTOINSTALL=yes\n")
                     if not self.path("/etc/dkms/no-autoinstall").exists():
                         self._dkms(["install"])
+                    self.save("triggers", ["initramfs-tools"])
                 self.fuse.burn()
                 self.save("packages", {**self.packages, name: "installed"})
+        if self.load("triggers"):
+            self._asked_for_initramfs()
+            self.fuse.burn()
+            self.save("triggers", [])
+
+    def _asked_for_initramfs(self) -> None:
+        """As initramfs-tools' script has it, by way of packaging/path/update-initramfs."""
+        if self.path(DEFERRED).exists():
+            self.fuse.burn()
+            self.put(DEFERRED, f"{self.text(DEFERRED)}asked\n")
+        else:
+            self._update_initramfs([])
 
     def _dkms(self, argv: list[str]) -> Result:
         """It believes its own tree: what it once built and installed it does not look at again.

@@ -185,6 +185,7 @@ def test_apt_asks_nothing_restarts_nothing_and_is_never_stopped_by_us(node: Node
             "DEBIAN_FRONTEND": "noninteractive", "DEBCONF_NONINTERACTIVE_SEEN": "true",
             "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none",
             "APT_LISTBUGS_FRONTEND": "none", "UCF_FORCE_CONFFOLD": "1", **proxy,
+            "PATH": "/usr/lib/gpuboot/path:/usr/sbin:/usr/bin:/sbin:/bin",
         }  # fmt: skip
     assert all("--yes" in command.argv for command in calls.made)
     for command in calls.made[1:]:

@@ -466,6 +466,12 @@ def test_a_password_that_yaml_takes_for_a_tag_is_not_quoted() -> None:
     assert problems == ["a.yaml:2: found undefined tag; expected YAML"]
 
 
+@pytest.mark.parametrize("brackets", ["[" * 3000, "{a: " * 3000, "[" * 101 + "]" * 101])
+def test_brackets_nested_without_end_are_told_with_their_line(brackets: str) -> None:
+    _, problems = read(f"node:\n  labels: {brackets}\n")
+    assert problems == ["a.yaml:2: brackets are nested more than 100 deep; expected YAML"]
+
+
 def test_a_password_in_an_address_is_refused_without_being_quoted() -> None:
     _, problems = read(f"sources: {{apt: {{url: 'https://me:{PASSWORD}@mirror/debian'}}}}")
     assert problems == [
