@@ -1,8 +1,9 @@
 """The kernels of a rehearsal: their packages, and the boot loader that picks one at each boot.
 
 Real: the headers, grub-mkconfig with all its scripts, linux-base, the package scripts' order of
-events. Stand-ins: the linux-image packages, which have the real names, versions and maintainer
-scripts and a text for a kernel, and GRUB itself, which no container boots by.
+events, and beside a real driver the kernel's modules. Stand-ins: the linux-image packages, which
+have the real names, versions and maintainer scripts and a text for a kernel, and GRUB itself, which
+no container boots by.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ ENTRY = re.compile(r"(\t?)(?:menuentry|submenu) .*\$menuentry_id_option '([^']*)
 LINUX = re.compile(r"\t+linux\t\S*/vmlinuz-(\S+)")
 
 InTree = Callable[..., str]
+
+UNPACK = """dpkg-deb --fsys-tarfile "$1" | tar --extract --directory "$2" \\
+    --keep-directory-symlink --wildcards '*/lib/modules/*' '*/boot/config-*'"""
 
 
 # -- from the network -------------------------------------------------------------------------
@@ -181,6 +185,16 @@ def install(tree: Path, debs: Path, kernel: Kernel, in_tree: InTree) -> None:
     others = {name for release in there for name in packages_of(Kernel(release, ""))}
     if others := others.difference(ours):
         in_tree(tree, "dpkg", "--purge", *sorted(others))
+
+
+def furnish(tree: Path, image: Path, kernel: Kernel, in_tree: InTree) -> None:
+    """Give that kernel its real modules and configuration, and a real initramfs made of them."""
+    deb = next(image.glob(f"linux-image-{kernel.release}_*.deb"))
+    run("sh", "-euc", UNPACK, "sh", str(deb), str(tree))
+    in_tree(tree, "depmod", kernel.release)
+    image = f"/boot/initrd.img-{kernel.release}"
+    real = f"--bind-ro={tree}/usr/bin/kmod:/usr/sbin/modprobe"  # the stand-in wants to be booted
+    in_tree(tree, "mkinitramfs", "-o", image, kernel.release, binds=(real,))
 
 
 def packages_of(kernel: Kernel) -> tuple[str, str]:

@@ -126,8 +126,11 @@ def download(base: Path, release: str, folder: Path) -> None:
 
 
 def download_driver(base: Path, release: str, others: Path, folder: Path) -> None:
-    """NVIDIA's real packages of that release, by component; what is in `others` is not doubled."""
-    say("Fetching Debian's real NVIDIA packages; about 100 MB.")
+    """NVIDIA's real packages of that release, by component; what is in `others` is not doubled.
+
+    And in folder/image the real package of the kernel, whose modules the initramfs is made of.
+    """
+    say("Fetching Debian's real NVIDIA packages and kernel; about 200 MB.")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     apt = private_apt(partial / "apt", base, sources(release, COMPONENTS))
@@ -136,6 +139,9 @@ def download_driver(base: Path, release: str, others: Path, folder: Path) -> Non
     for deb in others.glob("*/*.deb"):
         (archives / deb.name).hardlink_to(deb)
     run(*apt, "download", *OPEN, cwd=archives)
+    (partial / "image").mkdir()
+    kernel = headers_kernel(others / "main")
+    run(*apt, "download", f"linux-image-{kernel.release}", cwd=partial / "image")
     run(*apt, "install", "--download-only", "--yes", *DRIVER)
     known = {deb.name.partition("_")[0] for deb in others.glob("*/*.deb")}
     fresh = [deb for deb in archives.glob("*.deb") if deb.name.partition("_")[0] not in known]

@@ -169,7 +169,7 @@ def _debs(kind: Kind) -> list[Path]:
     """The folders of real packages: Debian's own, and where it is real the driver's."""
     debian = kind.debian
     own = _digest([], packages.WALK + packages.ALONE + packages.DEPENDENCIES)
-    driver = _digest([], [*packages.DRIVER, *packages.OPEN, own])
+    driver = _digest([], [*packages.DRIVER, *packages.OPEN, "image", own])
     folders = [CACHE / "debs" / f"{debian}-{own}", CACHE / "debs" / f"{debian}-real-{driver}"]
     return folders if kind.real else folders[:1]
 
@@ -310,6 +310,8 @@ def _furnish(tree: Path, kind: Kind, kernel: Kernel, lab_archive: Path, web_ca: 
             files = archive.build_answering(Path(scratch), debian, version)
             hardware.stand_in_front(tree, Path(scratch), files)
     kernels.install(tree, lab_archive / "kernels/templates", kernel, in_tree)
+    if kind.real:
+        kernels.furnish(tree, _debs(kind)[1] / "image", kernel, in_tree)
     in_tree(tree, "update-grub")
     write(tree, f"{hardware.PROGRAMS}/plan.py", (PROBES / "plan.py").read_text(encoding="utf-8"))
     unit = (PROBES / "lab-plan.service").read_text(encoding="utf-8")

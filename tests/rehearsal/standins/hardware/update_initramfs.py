@@ -4,8 +4,9 @@
 Stands in for initramfs-tools' own, which takes a minute and whose image no container boots from.
 What matters of an initramfs here is which blacklist went into it (facts/nvidia.md 3.3): that is
 written down for the next boot. The image is a real archive, for the real lsinitramfs to read, of
-modprobe's settings and, where the machine's has it, nouveau. Called by a package's script it defers
-to the trigger, as the real one does.
+modprobe's settings and, where the machine's has it, nouveau. Where the kernel's real modules are
+there, as beside a real driver, the real mkinitramfs makes it, in the time that takes. Called by a
+package's script it defers to the trigger, as the real one does.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def generate(release: str) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     replace(record, "".join(f"{name}\n" for name in sorted(set(names))).encode())
     image.parent.mkdir(exist_ok=True)
-    replace(image, archive(release))
+    if Path(f"/lib/modules/{release}/kernel/fs").is_dir():
+        subprocess.run(["mkinitramfs", "-o", f"{image}.new", release], check=True)
+        Path(f"{image}.new").replace(image)
+    else:
+        replace(image, archive(release))
     with RUNS.open("a") as runs:
         # initramfs-tools' own script empties the variable when it has come to the trigger.
         package = os.environ.get("DPKG_MAINTSCRIPT_PACKAGE", "by-hand") or "dpkg-trigger"
