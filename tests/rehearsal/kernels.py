@@ -192,9 +192,9 @@ def furnish(tree: Path, image: Path, kernel: Kernel, in_tree: InTree) -> None:
     deb = next(image.glob(f"linux-image-{kernel.release}_*.deb"))
     run("sh", "-euc", UNPACK, "sh", str(deb), str(tree))
     in_tree(tree, "depmod", kernel.release)
-    image = f"/boot/initrd.img-{kernel.release}"
+    made = f"/boot/initrd.img-{kernel.release}"
     real = f"--bind-ro={tree}/usr/bin/kmod:/usr/sbin/modprobe"  # the stand-in wants to be booted
-    in_tree(tree, "mkinitramfs", "-o", image, kernel.release, binds=(real,))
+    in_tree(tree, "mkinitramfs", "-o", made, kernel.release, binds=(real,))
 
 
 def packages_of(kernel: Kernel) -> tuple[str, str]:
