@@ -13,6 +13,7 @@ import yaml
 from gpuboot import certificate, labels
 from gpuboot.errors import Code, GpubootError
 from gpuboot.labels import Taint
+from gpuboot.reader import Loader
 from gpuboot.secret import Secret, blotted
 from gpuboot.step import Finding, Ok, Pending
 
@@ -179,7 +180,7 @@ def merged(host: Host, files: Sequence[str]) -> Merged:
 def _content(host: Host, name: str) -> dict[str, Any]:
     try:
         # Of several documents RKE2 reads the first.
-        content = next(yaml.safe_load_all(host.read(name) or ""), None)
+        content = next(yaml.load_all(host.read(name) or "", Loader=Loader), None)
     except UNREADABLE as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise GpubootError(
