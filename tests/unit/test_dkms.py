@@ -116,19 +116,6 @@ def test_what_is_built_is_not_built_again(built: Node) -> None:
     assert of_dkms(built) == []
 
 
-def test_nothing_is_compiled_that_dkms_strips_off_again(built: Node) -> None:
-    environments = []
-
-    def install(command: Command) -> Result:
-        environments.append(command.env)
-        built.put(place(KERNEL))
-        return Result(0)
-
-    built.answers["dkms install"] = install
-    DriverBuilt().apply(built.host)
-    assert environments == [{"KCFLAGS": "-g0"}]
-
-
 def test_only_nvidias_modules_are_built(built: Node) -> None:
     source(built, "wireguard/1.0")
     built.put("/usr/src/nvidia-leftover-1.0/README")
