@@ -77,6 +77,7 @@ class Machine:
     cluster: Cluster
     nouveau: str = "absent"  # or idle, busy, stuck (busy, and no blacklist keeps it out)
     gpu: bool = True
+    card: str = "1eb8"  # its PCI device id
     uuid: str = "4206A5A4-0000-0000-0000-000000000001"
     boots: int = 0
     rebooting: bool = False
@@ -217,7 +218,7 @@ class Machine:
             driver = "Driver:\tnouveau\n"
         return Result(0, (
             f"Slot:\t{SLOT}\nClass:\t3D controller [0302]\nVendor:\tNVIDIA Corporation [10de]\n"
-            f"Device:\tTU104GL [Tesla T4] [1eb8]\nRev:\ta1\n{driver}\n"
+            f"Device:\tTU104GL [Tesla T4] [{self.card}]\nRev:\ta1\n{driver}\n"
         ))  # fmt: skip
 
     def _nouveau_holds(self) -> bool:
