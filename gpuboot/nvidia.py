@@ -154,11 +154,11 @@ class NouveauBlocked:
     name: ClassVar[str] = "nouveau-blocked"
     disruptive: ClassVar[bool] = True
 
-    kernel_module_type: str = "proprietary"
+    gsp_off: bool = True
 
     @property
     def _text(self) -> str:
-        return BLACKLIST + (WITHOUT_GSP if self.kernel_module_type == "proprietary" else "")
+        return BLACKLIST + (WITHOUT_GSP if self.gsp_off else "")
 
     def check(self, host: Host) -> Finding:
         if host.read(MODPROBE) != self._text:
