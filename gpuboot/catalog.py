@@ -54,7 +54,6 @@ REPOSITORIES = {
     "debian 13": Repository(f"{_CUDA}/debian13/x86_64", _KEY_DEBIAN13),
     "ubuntu 22.04": Repository(f"{_CUDA}/ubuntu2204/x86_64", _KEY_2022),
     "ubuntu 24.04": Repository(f"{_CUDA}/ubuntu2404/x86_64", _KEY_2022),
-    "ubuntu 26.04": Repository(f"{_CUDA}/ubuntu2604/x86_64", _KEY_2022),
 }
 
 
@@ -146,21 +145,34 @@ def _ubuntu(release: str, branch: str, moved: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _nvidia() -> Iterator[Row]:
-    """NVIDIA's repository: every branch in one place, so that apt is told which; all by DKMS."""
-    for release in ("debian 12", "debian 13"):
-        modules = {PROPRIETARY: "nvidia-kernel-dkms", OPEN: "nvidia-kernel-open-dkms"}
+    """NVIDIA's repository: every branch in one place, so that apt is told which; all by DKMS.
+
+    That for Debian 13 has no 580, that for Ubuntu 26.04 neither. From 615 on its nvidia-kernel-dkms
+    is an empty package that brings the open modules.
+    """
+    modules = {PROPRIETARY: "nvidia-kernel-dkms", OPEN: "nvidia-kernel-open-dkms"}
+    for release, branch in (("debian 12", "580"), ("debian 13", "595")):
         for kind, other in ((PROPRIETARY, OPEN), (OPEN, PROPRIETARY)):
+            yield Row(release, NVIDIA, branch, kind, DKMS, "nvidia",
+                      (modules[kind], "nvidia-driver-cuda", "nvidia-persistenced",
+                       "nvidia-modprobe"),
+                      rivals=(modules[other],), pin=f"{branch}.*")  # fmt: skip
+    for release in ("ubuntu 22.04", "ubuntu 24.04"):
+        for kind, mark, other in ((PROPRIETARY, "", "-open"), (OPEN, "-open", "")):
             yield Row(release, NVIDIA, "580", kind, DKMS, "nvidia",
-                      (modules[kind], "nvidia-driver-cuda"), rivals=(modules[other],),
+                      (f"nvidia-dkms-580{mark}", f"nvidia-headless-no-dkms-580{mark}",
+                       "nvidia-utils-580", "nvidia-persistenced", "nvidia-modprobe"),
+                      rivals=(f"nvidia-dkms-580{other}", f"nvidia-headless-no-dkms-580{other}"),
                       pin="580.*")  # fmt: skip
 
 
-TRANSITIONAL = ("535", "570")  # of Ubuntu's 580-server's source (facts: nvidia 2.3)
+TRANSITIONAL = ("535", "570")  # to 580-server, in all three (tests/data/packages)
 # What stands first is preferred: on Debian NVIDIA's repository, as Debian's own branches have
 # reached their end (facts: nvidia 2.1); on Ubuntu the signed modules, which Secure Boot accepts.
+_UBUNTU = ("ubuntu 22.04", "ubuntu 24.04", "ubuntu 26.04")
 TABLE = (
+    *(row for release in _UBUNTU for row in _ubuntu(release, "580", TRANSITIONAL)),
     *_nvidia(),
     *_debian(),
-    *(row for release in ("ubuntu 22.04", "ubuntu 24.04", "ubuntu 26.04")
-      for row in _ubuntu(release, "580", TRANSITIONAL)),
-)  # fmt: skip
+)
+RELEASES = ("debian 12", "debian 13", *_UBUNTU)  # in the order in which people are told of them

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuboot import cards
 from gpuboot.cards import PROPRIETARY
-from gpuboot.catalog import ARCHITECTURE, DKMS, PRECOMPILED, TABLE, Row
+from gpuboot.catalog import ARCHITECTURE, DKMS, PRECOMPILED, RELEASES, TABLE, Row
 from gpuboot.errors import Code, GpubootError
 
 if TYPE_CHECKING:
@@ -157,13 +157,13 @@ def system(facts: Facts) -> str:
 
 def unfit(facts: Facts) -> GpubootError | None:
     """Why no configuration gives this machine a driver. The error is GB101."""
-    known = {(row.release, ARCHITECTURE) for row in TABLE}
-    return None if (release_of(facts), facts.architecture) in known else _unsupported(facts)
+    known = release_of(facts) in RELEASES and facts.architecture == ARCHITECTURE
+    return None if known else _unsupported(facts)
 
 
 def _unsupported(facts: Facts) -> GpubootError:
     known: dict[str, list[str]] = {}
-    for release in dict.fromkeys(row.release for row in TABLE):
+    for release in RELEASES:
         name, _, version = release.partition(" ")
         known.setdefault(name.capitalize(), []).append(version)
     listed = ", ".join(f"{name} {_and(versions)}" for name, versions in known.items())

@@ -59,7 +59,9 @@ def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
     choice = drivers.chosen(config, facts)
     adopted = choice is not None and choice.adopted
-    modules = Modules(choice.stem, choice.otherwise) if choice and choice.stem else None
+    modules = None
+    if choice and choice.stem:
+        modules = Modules(choice.stem, choice.otherwise, choice.packages)
     # Where DKMS builds nothing, nothing needs headers.
     builds = choice is None or choice.build == DKMS or bool(choice.otherwise)
     kind = choice.kernel_module_type if choice else PROPRIETARY

@@ -39,10 +39,15 @@ BESIDE = re.compile(r"linux-(?:modules|objects|signatures)-nvidia-")
 
 @dataclass(frozen=True)
 class Modules:
-    """How the driver's module is to be had: packages STEM-KERNEL, else `otherwise` for DKMS."""
+    """How the driver's module is to be had: packages STEM-KERNEL, else `otherwise` for DKMS.
+
+    `beside`: the driver's other packages. An older kernel's module wants them of its own version,
+    and is not to be had with newer ones.
+    """
 
     stem: str
     otherwise: tuple[str, ...] = ()  # empty: DKMS may not build it
+    beside: tuple[str, ...] = ()
 
     def wanted(self, host: Host, options: Sequence[str] = ()) -> tuple[str, ...]:
         """What brings the module for the kernels that have none, by apt's lists of these options.
@@ -74,9 +79,10 @@ class Modules:
     def lacking(self, host: Host, options: Sequence[str] = ()) -> list[str]:
         """The kernels that have no module, and for which no package with it is to be had."""
         kernels = without_module(host)
-        names = [self._package(release) for release in kernels]
-        found = apt.candidates(host, names, options) if names else {}
-        return [release for release in kernels if self._package(release) not in found]
+        names = {release: self._package(release) for release in kernels}
+        found = apt.candidates(host, list(names.values()), options) if names else {}
+        return [release for release in kernels if names[release] not in found
+                or not apt.possible(host, [names[release], *self.beside], options)]  # fmt: skip
 
     def meta_helps(self, host: Host, options: Sequence[str] = ()) -> bool:
         """Whether the archive's newest kernel of this series has a ready-made module."""
@@ -94,7 +100,9 @@ class Modules:
         return f"{self.stem}-{release}"
 
     def _meta(self, host: Host) -> str:
-        return f"{self.stem}-{kernel.series(host, kernel.running(host))}"
+        # What a virtual series boots is the generic kernel; it has no metas of modules of its own.
+        series = kernel.series(host, kernel.running(host)).replace("virtual", "generic")
+        return f"{self.stem}-{series}"
 
     def _needs(self, host: Host, name: str, options: Sequence[str]) -> set[str]:
         """The packages that the candidate of a package depends on directly."""

@@ -133,7 +133,9 @@ def preferences(pin: str) -> str | None:
     if not pin:
         return None
     head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
-    return f"{head}Package: {DRIVER}\nPin: version {pin}\nPin-Priority: 1001\n"
+    # NVIDIA's repository has a dkms too, whose epoch outranks the distribution's for ever.
+    own_dkms = "Package: dkms\nPin: release o=NVIDIA\nPin-Priority: -1\n"
+    return f"{head}Package: {DRIVER}\nPin: version {pin}\nPin-Priority: 1001\n\n{own_dkms}"
 
 
 def addresses(host: Host, wanted: Sequence[Source | OwnArchive]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gpuboot import cards, drivers
-from gpuboot.catalog import NVIDIA, TABLE, Row
+from gpuboot.catalog import NVIDIA, RELEASES, TABLE, Row
 from gpuboot.config import Config, Driver
 from gpuboot.errors import GpubootError
 from gpuboot.existing import Driver as There
@@ -46,12 +46,17 @@ def cell(row: Row) -> str:
     return f"{row.release} {row.source} {row.text} {row.build}"
 
 
-def archive(row: Row) -> dict[str, str]:
-    """The recorded packages of the row's source, with their versions."""
+def archive(row: Row) -> dict[str, list[str]]:
+    """The recorded packages of the row's source, with the versions that it has."""
     nvidias = f"nvidia-{row.release.replace(' ', '').replace('.', '')}"
     name = nvidias if row.source == NVIDIA else row.release.replace(" ", "-")
     listing = (DATA / f"packages/{name}.txt").read_text()
-    return dict(line.split()[:2] for line in listing.splitlines() if line[0] != "#")
+    found: dict[str, list[str]] = {}
+    for line in listing.splitlines():
+        if line[0] != "#":
+            package, version, _ = line.split()
+            found.setdefault(package, []).append(version)
+    return found
 
 
 @pytest.mark.parametrize("row", TABLE, ids=cell)
@@ -72,12 +77,14 @@ def test_every_driver_of_the_table_can_be_named(row: Row) -> None:
 def test_every_package_of_the_table_is_in_its_sources_archive(row: Row) -> None:
     there = archive(row)
     assert set(row.packages) <= there.keys()
-    assert there[row.packages[0]].partition(":")[2].startswith(f"{row.branch}.") or there[
-        row.packages[0]
-    ].startswith(f"{row.branch}.")
+    assert any(version.startswith(f"{row.branch}.") for version in there[row.packages[0]])
     if row.stem:
         assert any(re.fullmatch(rf"{row.stem}-\d.*-generic", name) for name in there)
         assert f"{row.stem}-generic" in there
+
+
+def test_every_release_has_a_row() -> None:
+    assert {row.release for row in TABLE} == set(RELEASES)
 
 
 def test_no_cell_of_the_table_is_there_twice() -> None:
@@ -108,7 +115,6 @@ def test_what_the_release_has_not_is_refused_with_what_it_has() -> None:
     ("system", "version", "source", "build"),
     [
         ("debian", "12", "nvidia", "dkms"),
-        ("debian", "13", "nvidia", "dkms"),
         ("ubuntu", "22.04", "distribution", "precompiled"),
         ("ubuntu", "24.04", "distribution", "precompiled"),
     ],
@@ -121,6 +127,15 @@ def test_left_to_itself_it_is_the_branch_that_is_kept_up(
     assert (found.kernel_module_type, found.gsp_off) == ("proprietary", True)
     assert "with the GSP firmware off, which times out on Turing cards" in found.reason
     assert found.signed == (build == "precompiled")
+
+
+def test_debian_13_gets_the_newest_branch_that_has_both_modules() -> None:
+    found = choose("13", source="auto")
+    assert (found.source, found.branch, found.kernel_module_type) == (
+        "nvidia",
+        "595",
+        "proprietary",
+    )
 
 
 def test_a_source_that_is_not_named_is_the_one_that_has_what_is_named() -> None:

@@ -30,6 +30,7 @@ class Ubuntu:
         self.installed = {"linux-image-generic": f"linux-image-{RUNNING}, linux-firmware"}
         self.archive: dict[str, str] = {}
         self.answers = ""
+        self.unfit: set[str] = set()  # they want other versions than the rest
         node.put("/proc/sys/kernel/osrelease", RUNNING + "\n")
         self.add(RUNNING)
         node.answers |= {
@@ -77,6 +78,8 @@ class Ubuntu:
         return Result(0)
 
     def get(self, command: Command) -> Result:
+        if "--simulate" in command.argv:
+            return Result(100 if self.unfit & set(command.argv) else 0)
         if "install" in command.argv:
             for name in command.argv[command.argv.index("install") + 1 :]:
                 self.install(name)
@@ -87,7 +90,7 @@ class Ubuntu:
         release = name.removeprefix(f"{STEM}-")
         if name.startswith(STEM) and release[0].isdigit():
             assert self.answers == LATELINK, "the module is not linked"
-            self.node.put(f"/lib/modules/{release}/kernel/nvidia-580-server/nvidia.ko", release)
+            self.node.put(f"/lib/modules/{release}/kernel/nvidia-580srv/nvidia.ko", release)
         for one in depends.split(", "):
             if one.startswith("linux-image-") and one not in self.installed:
                 self.installed[one] = ""
@@ -112,7 +115,7 @@ def apply(ubuntu: Ubuntu, modules: Modules = READY) -> Reboot | None:
 
 
 def test_a_node_with_its_module_asks_no_archive(ubuntu: Ubuntu) -> None:
-    ubuntu.node.put(f"/lib/modules/{RUNNING}/kernel/nvidia-580-server/nvidia.ko", RUNNING)
+    ubuntu.node.put(f"/lib/modules/{RUNNING}/kernel/nvidia-580srv/nvidia.ko", RUNNING)
     assert reason(check(ubuntu), Ok) == "every kernel that needs a module has one"
     assert [line.split()[0] for line in ubuntu.node.ran] == ["modinfo"]
     assert READY.wanted(ubuntu.node.host) == ()
@@ -140,13 +143,21 @@ def test_a_kernel_without_one_is_replaced_by_the_newest_of_its_series(
 ) -> None:
     del ubuntu.installed["linux-image-generic"]
     ubuntu.installed[f"linux-image-{series}"] = f"linux-image-{RUNNING}"
-    ubuntu.has(NEWER, series)
+    ubuntu.has(NEWER, series.replace("virtual", "generic"))
+    ubuntu.archive[f"linux-image-{series}"] = f"linux-image-{NEWER}"
     found = apply(ubuntu)
     assert isinstance(found, Reboot)
     assert found.reason == f"a ready-made module is to be had for {NEWER}, and none for {RUNNING}"
     assert kernel.nvidia_module(ubuntu.node.host, NEWER)
     ubuntu.node.put("/proc/sys/kernel/osrelease", NEWER + "\n")  # it boots
     assert reason(check(ubuntu), Ok)
+
+
+def test_one_that_does_not_go_with_the_newest_driver_is_none(ubuntu: Ubuntu) -> None:
+    ubuntu.has(RUNNING)
+    ubuntu.has(NEWER, "generic")
+    ubuntu.unfit = {f"{STEM}-{RUNNING}"}
+    assert isinstance(apply(ubuntu), Reboot)
 
 
 def test_dkms_builds_where_the_archive_has_neither(ubuntu: Ubuntu) -> None:
@@ -193,6 +204,6 @@ def test_what_a_ready_made_module_consists_of_is_held(ubuntu: Ubuntu) -> None:
     beside = {f"linux-objects-nvidia-580-server-{RUNNING}", f"linux-signatures-nvidia-{RUNNING}",
               f"{STEM}-{RUNNING}", f"linux-image-{RUNNING}", "linux-image-generic"}  # fmt: skip
     ubuntu.installed |= dict.fromkeys(beside, "")
-    ubuntu.node.put(f"/lib/modules/{RUNNING}/kernel/nvidia-580-server/nvidia.ko", RUNNING)
+    ubuntu.node.put(f"/lib/modules/{RUNNING}/kernel/nvidia-580srv/nvidia.ko", RUNNING)
     ubuntu.node.answers["dpkg-query --show --showformat ${db:Status-Want}"] = ""
     assert beside <= set(Packages((), None, modules=READY).loose(ubuntu.node.host))
