@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import holders, initramfs, kernel, pci, systemd
+from gpuboot import holders, initramfs, kernel, passthrough, pci, systemd
 from gpuboot.errors import Code, GpubootError
 from gpuboot.nvidia import MISMATCH, RIVALS, foreign
 from gpuboot.step import Finding, Ok, Pending, Reboot
@@ -154,10 +154,13 @@ def _load(host: Host) -> Reboot | None:
     for module in ("nvidia", "nvidia-uvm"):
         result = host.run(["modprobe", module], timeout=120)
         if result.code != 0:
-            for gpu in pci.gpus(host):
+            gpus = pci.gpus(host)
+            for gpu in gpus:
                 if gpu.driver and gpu.driver in RIVALS:
                     initramfs.renew(host, RIVALS[gpu.driver][-1])
                     return Reboot(f"{gpu.driver} holds {gpu.slot}")
+            if "No such device" in result.said and (wrong := passthrough.diagnose(host, gpus)):
+                raise wrong
             said = "\n".join([result.said, kernel.messages(host, "NVRM")]).strip()
             raise GpubootError(
                 MODULE_REFUSED, f"modprobe {module}: {_first_line(result.said)}", evidence=said

@@ -335,7 +335,7 @@ def _of_packages(
 
 def _otherwise(row: Row, offered: Sequence[Row], wanted: Wanted, facts: Facts) -> tuple[str, ...]:
     """What DKMS needs beside the row's own packages; under Secure Boot its module is of no use."""
-    if row.build != PRECOMPILED or wanted.build != "auto" or facts.secure_boot:
+    if row.build != PRECOMPILED or wanted.build != "auto" or facts.signed_only:
         return ()
     for one in offered:
         same = one.source == row.source and one.text == row.text
