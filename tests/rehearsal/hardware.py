@@ -33,6 +33,7 @@ class Gpu:
     subsystem: str = "12a2"
     kind: str = "030200"  # class: 3D controller
     fault: Fault = ""
+    held: str = ""  # the driver that somebody has bound to it, such as vfio-pci
 
 
 GPU_FIELDS = frozenset(field.name for field in fields(Gpu))

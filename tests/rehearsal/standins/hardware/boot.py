@@ -90,6 +90,8 @@ def plug(gpu: dict[str, str]) -> None:
     (folder / "config").write_bytes(config(gpu))
     if fault:
         (kernel.STATE / "faults" / gpu["slot"]).write_text(f"{fault}\n")
+    if gpu.get("held"):
+        kernel.bind(gpu["slot"], gpu["held"])
     kernel.say(f"pci {gpu['slot']}: [10de:{device}] type 00 class 0x{kind}", 6)
     if fault == "bar-unset":
         kernel.say(f"pci {gpu['slot']}: BAR 1: no space for [mem size 0x10000000 64bit pref]")

@@ -266,6 +266,19 @@ def insert(module: Module) -> None:
     _appear(module)
     if module.name == "nvidia":
         _proc(module)
+        for slot in gpus():
+            _complain(slot)
+
+
+def _complain(slot: str) -> None:
+    """What the module says of a broken card once somebody opens it; here when it is loaded."""
+    if fault(slot) == "init-fails":
+        say(f"NVRM: GPU {slot}: RmInitAdapter failed! (0x26:0x56:1463)", 3)
+        say(f"NVRM: GPU {slot}: rm_init_adapter failed, device minor number 0", 3)
+    elif fault(slot) == "lost":
+        lost = "GPU has fallen off the bus."
+        say(f"NVRM: Xid (PCI:{slot.rpartition('.')[0]}): 79, pid='<unknown>', {lost}", 3)
+        say(f"NVRM: GPU {slot}: {lost}", 3)
 
 
 def _probe(module: Module) -> None:
