@@ -35,10 +35,10 @@ node.yaml (all keys but description are optional):
 config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. Where one is missing,
 plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place, or for Rancher's
 nodes rancher.yaml or rancher-user-data.yaml. In both, @token@ @ca_hash@ @server@ @rke2_version@
-@rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ @kernel@ @older_kernel@ (releases) and
-@rancher_command@, a custom cluster's, are filled in. A line that holds nothing but @plain@ in
-config.yaml, or @config@ in user-data.yaml, becomes the plain configuration, or the scenario's, as
-far indented as that line.
+@rke2_sha256@ @archive_key@ @toolkit_key@ @nvidia_key@ @nvidia_new_key@ (cuda.py) @proxy@ @kernel@
+@older_kernel@ (releases) and @rancher_command@, a custom cluster's, are filled in. A line that
+holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml, becomes the plain
+configuration, or the scenario's, as far indented as that line.
 
 expect.yaml (only what is given is compared; see verdict.py):
     state: ready                  # of `gpuboot status --json`; the only key that must be there

@@ -24,6 +24,7 @@ from pathlib import Path
 from tests.rehearsal import (
     archive,
     cluster,
+    cuda,
     hardware,
     kernels,
     lab,
@@ -85,6 +86,7 @@ class Ground:
             "rke2_sha256": self.rke2_sha256,
             "archive_key": ARCHIVE_KEY,
             "toolkit_key": TOOLKIT_KEY,
+            **cuda.keys(self.archive),
             "rancher_command": rancher_machine.registration(
                 cluster.RANCHER, self.rancher_checksum, self.rancher_token
             ),
@@ -198,7 +200,7 @@ def _archive(kind: Kind, known: Mapping[str, Kernel]) -> Path:
 
     And the suite again, as it is when a newer driver has come.
     """
-    names = ("archive.py", "hardware.py", "kernels.py", "standins", "strange.py")
+    names = ("archive.py", "cuda.py", "hardware.py", "kernels.py", "standins", "strange.py")
     debian, debs = kind.debian, _debs(kind)
     inputs = _digest(map(_here, names), [*debs, *known.values()])
     folder = CACHE / "archive" / f"{kind}-{inputs}"
@@ -221,6 +223,7 @@ def _archive(kind: Kind, known: Mapping[str, Kernel]) -> Path:
             archive.publish_suite(partial / name, debian, suite, KEYS)
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
         strange.publish(partial / "strange", pools / "toolkit", KEYS)
+        cuda.publish(partial, pools / "toolkit", KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
         for source in suites.values():
             shutil.rmtree(source)
