@@ -19,6 +19,7 @@ STEM = "libnvidia-ml.so"
 CUDA = "libcuda.so.1"
 # What the walk calls, and NVIDIA's CDI service: they belong to every way to install the driver.
 PROGRAMS = ("nvidia-modprobe", "nvidia-smi")
+RULES = "71-nvidia.rules"  # Ubuntu's udev makes the device files itself, without nvidia-modprobe
 
 
 @dataclass(frozen=True)
@@ -140,4 +141,11 @@ def _owner(host: Host, patterns: Iterable[str]) -> str:
 def _missing(host: Host) -> Iterable[str]:
     if not any(host.exists(f"{folder}/{CUDA}") for folder in nvml.FOLDERS):
         yield CUDA
-    yield from (name for name in PROGRAMS if not host.exists(f"/usr/bin/{name}"))
+    wanted = PROGRAMS[1:] if by_udev(host) else PROGRAMS
+    yield from (name for name in wanted if not host.exists(f"/usr/bin/{name}"))
+
+
+def by_udev(host: Host) -> bool:
+    """Whether udev's rules make the device files, as Ubuntu's packages have it."""
+    folders = ("/lib/udev/rules.d", "/usr/lib/udev/rules.d")
+    return any(host.exists(f"{folder}/{RULES}") for folder in folders)

@@ -265,21 +265,31 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 # -- publishing -------------------------------------------------------------------------------
 
 
-def publish_suite(folder: Path, debian: str, pools: Mapping[str, Path], key_folder: Path) -> None:
-    """A signed suite of that release; `pools` maps each component to a folder of .debs."""
+def publish_suite(
+    folder: Path,
+    suite: str,
+    pools: Mapping[str, Path],
+    key_folder: Path,
+    fields: Mapping[str, str] | None = None,
+) -> None:
+    """A signed suite; `pools` maps each component to a folder of .debs.
+
+    `fields` are the index's own instead of those of a suite by a release of Debian's name.
+    """
     signing_key(key_folder)
-    dist = folder / "dists" / debian
+    dist = folder / "dists" / suite
     for component, source in sorted(pools.items()):
-        pool = folder / "pool" / component
+        pool = folder / "pool" / suite / component
         _fill_pool(pool, source)
         index = dist / component / "binary-amd64"
         index.mkdir(parents=True, exist_ok=True)
-        _write_packages(index, folder, f"pool/{component}")
-    _sign(dist, key_folder, {
+        _write_packages(index, folder, f"pool/{suite}/{component}")
+    own = fields or {
         "Origin": "gpuboot rehearsal", "Label": "gpuboot rehearsal",
-        "Suite": WORDS[debian]["@SUITE@"], "Codename": debian,
-        "Architectures": " ".join(ARCHITECTURES), "Components": " ".join(sorted(pools)),
-    })  # fmt: skip
+        "Suite": WORDS[suite]["@SUITE@"], "Codename": suite,
+    }  # fmt: skip
+    parts = {"Architectures": " ".join(ARCHITECTURES), "Components": " ".join(sorted(pools))}
+    _sign(dist, key_folder, {**own, **parts})
 
 
 def publish_flat(

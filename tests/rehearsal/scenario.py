@@ -4,9 +4,11 @@ node.yaml (all keys but description are optional):
     description: what this scenario shows, one sentence
     core: true                    # `make test` runs it
     release: bookworm             # the node's Debian; or trixie
+    system: debian                # or ubuntu-22.04, -24.04, -26.04: what it says it is (ubuntu.py)
     driver: stand-in              # real: Debian's own packages, built by DKMS; takes minutes
     kernel: auto                  # the only one the node has: the archive's newest, older (the one
-                                  # before it), cloud (no DRM), gone (no headers in the archive)
+                                  # before it), cloud (no DRM), gone (no headers in the archive);
+                                  # Ubuntu's older and custom have no modules in the archive
     hostname: gpu-worker-1        # cloud-init's, and the API server's Node of a plain config
     nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
     cloud-init: present           # absent: it is not installed, and the rig writes config and token
@@ -89,7 +91,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import acts, archive, kernels, rancher, tree
+from tests.rehearsal import acts, archive, kernels, rancher, tree, ubuntu
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
@@ -118,6 +120,7 @@ class Setup:
     description: str
     core: bool
     release: str
+    system: str
     driver: str
     kernel: str
     hostname: str
@@ -139,7 +142,8 @@ class Setup:
     @property
     def kind(self) -> tree.Kind:
         """The layers and the archive it needs."""
-        return tree.Kind(self.release, real=self.driver == "real")
+        system = "" if self.system == "debian" else self.system
+        return tree.Kind(self.release, real=self.driver == "real", ubuntu=system)
 
 
 @dataclass(frozen=True)
@@ -249,14 +253,20 @@ def _size(table: Table, key: str) -> str | None:
     return size
 
 
+def _kernels(system: str) -> tuple[str, ...]:
+    return tuple(ubuntu.SYSTEMS[system].kernels) if system in ubuntu.SYSTEMS else kernels.WORDS
+
+
 def _setup(table: Table) -> Setup:
     managed = table.table("rancher")
+    system = table.choice("system", ("debian", *ubuntu.SYSTEMS), "debian")
     setup = Setup(
         description=table.text("description"),
         core=table.flag("core", default=False),
         release=table.choice("release", tuple(archive.WORDS), "bookworm"),
+        system=system,
         driver=table.choice("driver", ("stand-in", "real"), "stand-in"),
-        kernel=table.choice("kernel", kernels.WORDS, "auto"),
+        kernel=table.choice("kernel", _kernels(system), "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
         nodes=table.number("nodes") or 1,
         cloud_init=table.choice("cloud-init", ("present", "absent"), "present"),

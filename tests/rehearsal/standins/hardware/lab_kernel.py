@@ -27,6 +27,9 @@ PROC = STATE / "proc-driver"  # bound over /proc/driver
 DRM = Path("/dev/dri")
 LOG = STATE / "dmesg"
 KMSG = Path("/dev/kmsg")
+RULES = Path("/lib/udev/rules.d/71-nvidia.rules")
+# Whose certificates are built into the releases' kernels: what they have signed is let in.
+BUILT_IN = ("Canonical Ltd.", "Debian Secure Boot")
 
 # What Debian's kernel has and a walk or RKE2 may ask for; headers alone bring no such file.
 INCLUDED = frozenset(
@@ -79,6 +82,7 @@ class Module:
     vermagic: str
     options: Mapping[str, str]
     needs: tuple[str, ...] = ()
+    signer: str = ""
 
 
 def settings() -> dict[str, object]:
@@ -257,7 +261,7 @@ def insert(module: Module) -> None:
     if module.vermagic.split(" ")[0] != release():
         say(f"{module.name}: version magic '{module.vermagic}' should be '{release()} SMP'", 3)
         raise Refused("Exec format error")
-    if settings().get("secure_boot"):
+    if settings().get("secure_boot") and not module.signer.startswith(BUILT_IN):
         say("Loading of module with unavailable key is rejected", 5)
         raise Refused("Key was rejected by service")
     say(f"{module.name}: module verification failed: signature and/or required key missing")
@@ -268,6 +272,19 @@ def insert(module: Module) -> None:
         _proc(module)
         for slot in gpus():
             _complain(slot)
+    if RULES.exists():
+        _make_devices(module.name)
+
+
+def _make_devices(name: str) -> None:
+    """What udev does on Ubuntu as soon as a module is loaded; Debian has nvidia-modprobe do it."""
+    numbers = {"nvidia_uvm": {"nvidia-uvm": (511, 0), "nvidia-uvm-tools": (511, 1)}}
+    numbers["nvidia"] = {f"nvidia{minor}": (195, minor) for minor in range(len(gpus()))}
+    numbers["nvidia"]["nvidiactl"] = (195, 255)
+    for file, (major, minor) in numbers.get(name, {}).items():
+        with suppress(FileExistsError):
+            os.mknod(f"/dev/{file}", 0o666 | stat.S_IFCHR, os.makedev(major, minor))
+            Path(f"/dev/{file}").chmod(0o666)  # past the umask
 
 
 def _complain(slot: str) -> None:
