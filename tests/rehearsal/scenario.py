@@ -28,6 +28,7 @@ node.yaml (all keys but description are optional):
     gpus: [{slot: "0000:03:00.0", device: 1eb8}]   # fields of hardware.Gpu; [] for none
     nouveau: absent               # absent | idle (can be unloaded) | busy (cannot)
                                   # | stuck (cannot, and no blacklist keeps it out)
+    rival: nouveau                # or nova_core: what that driver is
     initramfs: true               # nouveau is in the initramfs, as on real machines
     efi: false                    # the machine has EFI variables
     secure-boot: false            # and Secure Boot is on
@@ -133,6 +134,7 @@ class Setup:
     usr_local: str
     gpus: tuple[Mapping[str, str], ...]
     nouveau: str
+    rival: str
     initramfs: bool
     efi: bool
     secure_boot: bool
@@ -277,6 +279,7 @@ def _setup(table: Table) -> Setup:
         usr_local=table.choice("usr-local", tuple(USR_LOCAL), "writable"),
         gpus=tuple(map(acts.gpu, table.rows("gpus"))) if "gpus" in table else (T4,),
         nouveau=table.choice("nouveau", NOUVEAU, "absent"),
+        rival=table.choice("rival", ("nouveau", "nova_core"), "nouveau"),
         initramfs=table.flag("initramfs", default=True),
         efi=table.flag("efi", default=False),
         secure_boot=table.flag("secure-boot", default=False),

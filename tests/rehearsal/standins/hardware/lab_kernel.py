@@ -185,8 +185,8 @@ def device_files(name: str) -> list[str]:
         return ["/dev/nvidiactl", *(f"/dev/nvidia{minor}" for minor in range(len(gpus())))]
     if name == "nvidia_uvm":
         return ["/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-    if name == "nouveau":
-        cards = [entry for slot in gpus() if driver_of(slot) == "nouveau"
+    if name == rival():
+        cards = [entry for slot in gpus() if driver_of(slot) == rival_driver()
                  for entry in (DEVICES / slot / "drm").glob("*")]  # fmt: skip
         return [str(DRM / entry.name) for entry in cards]
     return []
@@ -227,17 +227,29 @@ def _appear(module: Module) -> None:
     count_references(module.name)
 
 
-def insert_nouveau() -> None:
-    """What udev's coldplug does on a machine where nothing forbids nouveau."""
-    if loaded("nouveau"):
+def rival() -> str:
+    """The module of the kernel's own that takes the card: nouveau, or its successor nova_core."""
+    return str(settings().get("rival") or "nouveau")
+
+
+def rival_driver() -> str:
+    """The name by which it stands on the bus."""
+    return {"nova_core": "NovaCore"}.get(rival(), rival())
+
+
+def insert_rival() -> None:
+    """What udev's coldplug does on a machine where nothing forbids it."""
+    if loaded(rival()):
         return
-    _appear(Module("nouveau", "", release(), {}))
+    _appear(Module(rival(), "", release(), {}))
     for slot in gpus():
         if driver_of(slot) is None and fault(slot) != "bar-unset":
-            bind(slot, "nouveau")
+            bind(slot, rival_driver())
             _draw(slot)
-            say(f"nouveau {slot}: NVIDIA TU104 (164000a1)", 6)
-    count_references("nouveau")
+            say(f"{rival_driver()} {slot}: NVIDIA TU104 (164000a1)", 6)
+    if rival() == "nova_core":
+        _appear(Module("nova_drm", "", release(), {}, ("nova_core",)))
+    count_references(rival())
 
 
 def _draw(slot: str) -> None:
@@ -334,8 +346,8 @@ def remove(name: str) -> None:
     name = canonical(name)
     if count_references(name) > 0:
         raise Refused(f"Module {name} is in use.")
-    if name in ("nvidia", "nouveau"):
-        unbind_all(name)
+    if name in ("nvidia", rival()):
+        unbind_all("nvidia" if name == "nvidia" else rival_driver())
     if name == "nvidia":
         _erase(PROC / "nvidia")
     _erase(MODULES / name)
