@@ -229,6 +229,7 @@ def _archive(kind: Kind, known: Mapping[str, Kernel], newest: Kernel) -> Path:
         for name, source in suites.items():
             suite = {path.name: path for path in sorted(source.iterdir()) if path.name != "toolkit"}
             archive.publish_suite(partial / name, debian, suite, KEYS)
+        archive.date_later(partial / "later")
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
         strange.publish(partial / "strange", pools / "toolkit", KEYS)
         cuda.publish(partial, pools / "toolkit", KEYS)
