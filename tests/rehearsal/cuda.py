@@ -109,7 +109,7 @@ def _build(debs: Path, name: str, package: Package, upstream: str, version: str)
             archive.lay_out(source, tree, words)
             archive.compile_programs(source, tree, words)
         if "dkms" in name:
-            _rename(tree, upstream)
+            _rename(tree, upstream, open_module="open" in name)
         elif name == "nvidia-driver-cuda":
             _move(tree / "usr/lib/nvidia/current/nvidia-smi", tree / "usr/bin/nvidia-smi")
         elif name == "nvidia-kernel-support":
@@ -124,12 +124,17 @@ def _build(debs: Path, name: str, package: Package, upstream: str, version: str)
         archive.pack(tree, debs)
 
 
-def _rename(tree: Path, upstream: str) -> None:
+def _rename(tree: Path, upstream: str, *, open_module: bool) -> None:
     """Debian's names of the module, its files and its source give way to NVIDIA's own."""
     source = next((tree / "usr/src").iterdir())
     source = source.rename(source.with_name(f"nvidia-{upstream}"))
     for file in (source / "dkms.conf", tree / "DEBIAN/postinst", tree / "DEBIAN/prerm"):
         file.write_text(file.read_text().replace("nvidia-current", "nvidia"))
+    if open_module:
+        text = (source / "nvidia.c").read_text()
+        text = text.replace("x86_64 Kernel Module", "Open Kernel Module for x86_64")
+        text = text.replace('LICENSE("NVIDIA")', 'LICENSE("Dual MIT/GPL")')
+        (source / "nvidia.c").write_text(text)
 
 
 def _move(file: Path, place: Path) -> None:

@@ -83,6 +83,12 @@ class Module:
     options: Mapping[str, str]
     needs: tuple[str, ...] = ()
     signer: str = ""
+    licence: str = "NVIDIA"
+
+    @property
+    def kind(self) -> str:
+        """As the module says it of itself: the open one is licensed otherwise."""
+        return "Open Kernel Module for x86_64" if "GPL" in self.licence else "x86_64 Kernel Module"
 
 
 def settings() -> dict[str, object]:
@@ -329,7 +335,7 @@ def _probe(module: Module) -> None:
     if not any(driver_of(slot) == "nvidia" for slot in found):
         say("NVRM: No NVIDIA devices probed.")
         raise Refused("No such device")
-    say(f"NVRM: loading NVIDIA UNIX x86_64 Kernel Module  {module.version}  {BUILT}", 5)
+    say(f"NVRM: loading NVIDIA UNIX {module.kind}  {module.version}  {BUILT}", 5)
 
 
 def _probe_device(slot: str) -> bool:
@@ -384,7 +390,7 @@ def _proc(module: Module) -> None:
     folder = PROC / "nvidia"
     (folder / "gpus").mkdir(parents=True)
     (folder / "version").write_text(
-        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {module.version}  {BUILT}\n"
+        f"NVRM version: NVIDIA UNIX {module.kind}  {module.version}  {BUILT}\n"
         "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1) \n"
     )
     given = {key.removeprefix("NVreg_"): value for key, value in module.options.items()}

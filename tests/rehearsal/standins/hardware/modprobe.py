@@ -84,6 +84,7 @@ def describe(path: str, options: str) -> kernel.Module:
     return kernel.Module(
         fields.get("name", Path(path).stem), fields.get("version", ""),
         fields.get("vermagic", ""), given, needs, fields.get("signer", ""),
+        fields.get("license", ""),
     )  # fmt: skip
 
 
