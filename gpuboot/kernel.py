@@ -154,6 +154,8 @@ def series(host: Host, release: str) -> str:
 
 
 def messages(host: Host, pattern: str) -> str:
-    """The kernel's last lines of this boot that match, at most 20."""
-    argv = ["journalctl", "--dmesg", "--boot", "--grep", pattern, "--lines", "20"]
-    return host.run([*argv, "--output", "cat", "--no-pager", "--quiet"], timeout=30).out.strip()
+    """The kernel's last lines of this boot that match, at most 20, the oldest first."""
+    # With --grep, --lines has them the other way round; newer ones can do without, older cannot.
+    argv = ["journalctl", "--dmesg", "--boot", "--grep", pattern, "--lines", "20", "--reverse"]
+    said = host.run([*argv, "--output", "cat", "--no-pager", "--quiet"], timeout=30).out
+    return "\n".join(reversed(said.strip().splitlines()))

@@ -212,3 +212,9 @@ def test_a_module_is_needed_for_the_kernel_that_an_upgrade_has_brought(node: Nod
     assert isinstance(DriverBuilt().check(node.host), Ok)
     debian.add(NEWER)
     assert reason(DriverBuilt().check(node.host), Pending).endswith(f"for kernel {NEWER}")
+
+
+def test_the_kernels_messages_are_told_the_oldest_first(node: Node) -> None:
+    """journalctl has the last ones first where it is asked for a number of those that match."""
+    node.answers["journalctl --dmesg --boot --grep NVRM --lines 20 --reverse"] = "third\nsecond\n"
+    assert kernel.messages(node.host, "NVRM") == "second\nthird"
