@@ -36,8 +36,9 @@ UPGRADES_TEXT = """\
 // To the administrator: unattended-upgrades leaves these packages alone. A driver's library that
 // is upgraded under a loaded module, or a kernel that comes without the driver's module, costs the
 // node its GPU. The same packages are on hold (apt-mark showhold). Upgrade them by hand, on a
-// drained node: apt-get upgrade --with-new-pkgs --allow-change-held-packages, then reboot; gpuboot
-// proves the GPU at the boot. Each line is a regular expression that a package's name begins with.
+// drained node: apt-get upgrade --with-new-pkgs --ignore-hold --allow-change-held-packages, then
+// reboot; gpuboot proves the GPU at the boot. Each line is a regular expression that a package's
+// name begins with.
 Unattended-Upgrade::Package-Blacklist {
     "(lib)?nvidia-";
     "lib[a-z0-9-]+-nvidia";
