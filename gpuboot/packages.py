@@ -182,11 +182,19 @@ class Packages:
                   if version in versions or (self.modules and BESIDE.match(name))}  # fmt: skip
         kernels = [*kernel.matter(host), *headers.kernels_in(coming or ())]
         # Of a kernel that is to be replaced because its headers are gone nothing will be held.
-        lasting = [one for one in kernels
-                   if headers.package(one) in there or kernel.nvidia_module(host, one)]  # fmt: skip
+        lasting = [
+            one
+            for one in kernels
+            if there.keys() & self._modules_of(one) or kernel.nvidia_module(host, one)
+        ]
         names = {name for one in lasting for name in headers.kernel_packages(host, one)}
         full = {*self.driver, *TOOLKIT, *beside, *names.intersection(there)}
         return sorted(full - apt.held(host))
+
+    def _modules_of(self, release: str) -> set[str]:
+        """What, once it is there, gives a kernel its module: headers to build it, or itself."""
+        own = {headers.package(release)}
+        return own | {self.modules.package(release)} if self.modules else own
 
     def _lack(self, host: Host) -> Pending | None:
         """What only apt can mend."""

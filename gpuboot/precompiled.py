@@ -59,9 +59,9 @@ class Modules:
             return ()
         if self.built(host, options):
             return self.otherwise
-        names = [self._package(release) for release in lacking]
+        names = [self.package(release) for release in lacking]
         meta = self._meta(host)
-        if self._package(kernel.running(host)) in self._needs(host, meta, options):
+        if self.package(kernel.running(host)) in self._needs(host, meta, options):
             names.append(meta)
         return tuple(names)
 
@@ -79,7 +79,7 @@ class Modules:
     def lacking(self, host: Host, options: Sequence[str] = ()) -> list[str]:
         """The kernels that have no module, and for which no package with it is to be had."""
         kernels = without_module(host)
-        names = {release: self._package(release) for release in kernels}
+        names = {release: self.package(release) for release in kernels}
         found = apt.candidates(host, list(names.values()), options) if names else {}
         return [release for release in kernels if names[release] not in found
                 or not apt.possible(host, [names[release], *self.beside], options)]  # fmt: skip
@@ -96,7 +96,8 @@ class Modules:
         """Have the packages link the proprietary module. Raises GB010."""
         host.must(["debconf-set-selections"], input=LATELINK)
 
-    def _package(self, release: str) -> str:
+    def package(self, release: str) -> str:
+        """The package with one kernel's module."""
         return f"{self.stem}-{release}"
 
     def _meta(self, host: Host) -> str:
@@ -106,7 +107,8 @@ class Modules:
 
     def _needs(self, host: Host, name: str, options: Sequence[str]) -> set[str]:
         """The packages that the candidate of a package depends on directly."""
-        said = host.run(["apt-cache", "depends", *(options or aptsources.ONLY), name]).out
+        view = (*(options or aptsources.ONLY), *aptsources.FORGETFUL)
+        said = host.run(["apt-cache", "depends", *view, name]).out
         return set(re.findall(r"^ [ |](?:Pre)?Depends: (\S+)$", said, re.MULTILINE))
 
 
