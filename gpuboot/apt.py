@@ -296,6 +296,12 @@ def changes(
     return found
 
 
+def possible(host: Host, packages: Sequence[str], options: Sequence[str] = ()) -> bool:
+    """Whether these could be installed together, by apt's lists of these options, else ours."""
+    argv = ["apt-get", "--yes", *OPTIONS, *(options or ONLY), "--simulate", *INSTALL, *packages]
+    return host.run(argv, timeout=120, env=QUIET).code == 0
+
+
 def _action(host: Host, before: str, version: str) -> str:
     if not before:
         return "install"

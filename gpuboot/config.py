@@ -175,8 +175,13 @@ class Apt:
 class Nvidia:
     """NVIDIA's driver repository."""
 
-    url: str = key(SOURCE, "https://developer.download.nvidia.com/compute/cuda/repos", "A mirror.")
-    key: str | None = key(optional(KEY), None, "What signs it; -: NVIDIA's pinned key.")
+    url: str | None = key(
+        optional(SOURCE), None, "A mirror of it for this release; -: NVIDIA's own."
+    )
+    key: str | None = key(
+        optional(KEY), None,
+        "What signs it; -: NVIDIA's pinned key. A fingerprint's key is at URL/LAST8DIGITS.pub.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

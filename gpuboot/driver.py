@@ -4,12 +4,13 @@ wherever there is another way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import holders, initramfs, kernel, pci, systemd
+from gpuboot import existing, holders, initramfs, kernel, passthrough, pci, systemd
 from gpuboot.errors import Code, GpubootError
 from gpuboot.nvidia import MISMATCH, RIVALS, foreign
 from gpuboot.step import Finding, Ok, Pending, Reboot
@@ -42,6 +43,7 @@ DEVICES_TEXT = """\
 ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
 """
 BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
+CARDS = "195"  # the major number of the cards' device files, by the kernel's own list
 PERSISTENCED = "nvidia-persistenced.service"
 # In the order of unloading: each before what it stands on, and first the one that a console uses.
 STACK = ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia_peermem", "nvidia")
@@ -154,10 +156,13 @@ def _load(host: Host) -> Reboot | None:
     for module in ("nvidia", "nvidia-uvm"):
         result = host.run(["modprobe", module], timeout=120)
         if result.code != 0:
-            for gpu in pci.gpus(host):
+            gpus = pci.gpus(host)
+            for gpu in gpus:
                 if gpu.driver and gpu.driver in RIVALS:
                     initramfs.renew(host, RIVALS[gpu.driver][-1])
                     return Reboot(f"{gpu.driver} holds {gpu.slot}")
+            if "No such device" in result.said and (wrong := passthrough.diagnose(host, gpus)):
+                raise wrong
             said = "\n".join([result.said, kernel.messages(host, "NVRM")]).strip()
             raise GpubootError(
                 MODULE_REFUSED, f"modprobe {module}: {_first_line(result.said)}", evidence=said
@@ -170,8 +175,22 @@ def _first_line(text: str) -> str:
 
 
 def _make_devices(host: Host) -> None:
-    """The device files, which the modules do not make themselves."""
-    # With -u the numbers are UVM's devices, without it the cards'; 255 is nvidiactl.
-    minors = ["255", *map(str, range(len(pci.gpus(host))))]
-    host.must(["nvidia-modprobe", *(word for minor in minors for word in ("-c", minor))])
-    host.must(["nvidia-modprobe", "-u", "-c", "0"])
+    """The device files, which the modules do not make themselves.
+
+    Ubuntu's udev rules make them, and it has no nvidia-modprobe: what lacks even so is made here.
+    """
+    count = len(pci.gpus(host))
+    if host.exists("/usr/bin/nvidia-modprobe") or not existing.by_udev(host):
+        # With -u the numbers are UVM's devices, without it the cards'; 255 is nvidiactl.
+        minors = ["255", *map(str, range(count))]
+        host.must(["nvidia-modprobe", *(word for minor in minors for word in ("-c", minor))])
+        host.must(["nvidia-modprobe", "-u", "-c", "0"])
+        return
+    majors = dict(re.findall(r"^ *(\d+) (nvidia\S*)$", host.read("/proc/devices") or "", re.M))
+    known = {name: major for major, name in majors.items()}
+    for name in _missing_devices(host, count):
+        uvm = name == "/dev/nvidia-uvm"
+        major = known.get("nvidia-uvm") if uvm else known.get("nvidia", CARDS)
+        minor = "0" if uvm else name.removeprefix("/dev/nvidia").replace("ctl", "255")
+        if major:
+            host.must(["mknod", "--mode=0666", name, "c", major, minor])

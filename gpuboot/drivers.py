@@ -1,4 +1,4 @@
-"""Which driver a machine is given: one table, and one pure function that reads it."""
+"""Which driver a machine is given: one pure function from what is wanted and what it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuboot import cards
-from gpuboot.cards import OPEN, PROPRIETARY
+from gpuboot.cards import PROPRIETARY
+from gpuboot.catalog import ARCHITECTURE, DKMS, PRECOMPILED, RELEASES, TABLE, Row
 from gpuboot.errors import Code, GpubootError
 
 if TYPE_CHECKING:
@@ -21,14 +22,8 @@ if TYPE_CHECKING:
 UNSUPPORTED = Code(
     "GB101",
     "this machine is not one that gpuboot can set up",
-    ("This version knows Debian 12 and 13 on amd64.",),
+    ("This version knows Debian and Ubuntu on amd64, in the releases that the message names.",),
     ("gpuboot facts", "cat /etc/os-release"),
-)
-UNSUPPORTED_SETTING = Code(
-    "GB102",
-    "the configuration asks for what this version cannot do",
-    ("The key is part of the configuration, and its value is not carried out yet.",),
-    ("gpuboot config show", "gpuboot config schema"),
 )
 NO_DRIVER_FOR_CARD = Code(
     "GB120",
@@ -70,65 +65,7 @@ OTHER_DRIVER = Code(
     ("gpuboot facts", "nvidia-uninstall", "gpuboot config show"),
 )
 
-DKMS, PRECOMPILED = "dkms", "precompiled"
 AGAIN = "correct it in /etc/gpuboot/config.yaml, then: gpuboot run"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One driver that one source packages for one release.
-
-    `packages` is the smallest set for a container host; the first one brings the module. A name
-    may hold {kernel} and {flavour}, the running kernel's release and its flavour, for modules
-    that are packaged by kernel; a meta-package that follows the flavour is a name beside it.
-    `module` is the module file's name without suffix. `before`: packages that must be installed
-    before the others, such as a keyring or a pin. `signed`: with a key that the firmware knows.
-    `trouble`: what is known to go wrong, told to whoever asks for it all the same.
-    """
-
-    release: str
-    source: str
-    branch: str
-    kernel_module_type: str
-    build: str
-    module: str
-    packages: tuple[str, ...]
-    signed: bool = False
-    before: tuple[str, ...] = ()
-    trouble: str = ""
-
-    @property
-    def text(self) -> str:
-        """The row in a list of what can be had."""
-        return f"{self.branch} ({self.kernel_module_type})"
-
-
-_CURRENT = ("nvidia-smi", "libnvidia-ml1", "libcuda1", "nvidia-modprobe", "nvidia-persistenced",
-            "firmware-nvidia-gsp")  # fmt: skip
-_PROPRIETARY = ("nvidia-kernel-dkms", *_CURRENT)
-_OPEN = ("nvidia-open-kernel-dkms", *_CURRENT)
-# cfg1 is named because nvidia-persistenced would bring the current branch's, and with it the
-# alternative that outranks this one: then nothing finds its libraries (tried with apt, trixie).
-_TESLA = ("nvidia-tesla-535-kernel-dkms", "nvidia-tesla-535-smi", "libnvidia-tesla-535-ml1",
-          "libnvidia-tesla-535-cuda1", "libnvidia-tesla-535-cfg1", "nvidia-modprobe",
-          "nvidia-persistenced", "firmware-nvidia-tesla-535-gsp")  # fmt: skip
-
-# What stands first is preferred. Names and versions were looked up in the archives in November
-# 2026 (tests/data/packages; facts: nvidia 2.4), the modules' names in the packages' dkms.conf.
-TABLE = (
-    Row("debian 12", "distribution", "535", PROPRIETARY, DKMS, "nvidia-current",
-        _PROPRIETARY),
-    Row("debian 12", "distribution", "535", OPEN, DKMS, "nvidia-current-open", _OPEN,
-        trouble="it has had no security update and cannot be installed beside the updated"
-                " libraries"),
-    Row("debian 13", "distribution", "550", PROPRIETARY, DKMS, "nvidia-current",
-        _PROPRIETARY),
-    Row("debian 13", "distribution", "535", PROPRIETARY, DKMS, "nvidia-tesla-535", _TESLA),
-    Row("debian 13", "distribution", "550", OPEN, DKMS, "nvidia-current-open", _OPEN,
-        trouble="it does not compile for kernels from 6.12.117 on"),
-)  # fmt: skip
-SOURCES = {"distribution": "the distribution's packages", "nvidia": "NVIDIA's repository"}
-ARCHITECTURE = "amd64"
 
 
 @dataclass(frozen=True)
@@ -136,6 +73,10 @@ class Choice:
     """The driver that this machine is given, and why this one.
 
     `packages` is empty for a driver that is adopted as it is: then `source` is preinstalled.
+    `stem`, where the module comes precompiled: a package STEM-KERNEL brings it for each kernel;
+    `otherwise` then builds it by DKMS for a kernel that the source has no such package for, and is
+    empty where that may not be. `rivals` must not be there. `pin`: the versions that apt may
+    take. `gsp_off`: the module is told to do without the GSP firmware.
     """
 
     source: str
@@ -145,7 +86,11 @@ class Choice:
     signed: bool
     packages: tuple[str, ...]
     reason: str
-    before: tuple[str, ...] = ()
+    stem: str = ""
+    otherwise: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+    pin: str = ""
+    gsp_off: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -160,7 +105,7 @@ class Choice:
 
 
 def choose(config: Config, facts: Facts, table: Sequence[Row] = TABLE) -> Choice:
-    """The driver for this machine; pure. Raises GB101, GB102 and GB120 to GB123.
+    """The driver for this machine; pure. Raises GB101 and GB120 to GB123.
 
     A driver that works and is none of ours is adopted rather than replaced. One that our own
     packages have brought is none to adopt: the plan is the same before and after they came.
@@ -176,13 +121,20 @@ def choose(config: Config, facts: Facts, table: Sequence[Row] = TABLE) -> Choice
     foreign = there if there and not any(_brought(row, there) for row in rows) else None
     if foreign and not foreign.fault and not _contradiction(wanted, foreign, facts.gpus):
         return _adopt(foreign, wanted, facts)
-    offered = [row for row in rows if row.source == wanted.source]
+    offered = [row for row in rows if wanted.source in ("auto", row.source)]
     if not offered:
-        raise _not_yet(wanted, facts, rows, foreign)
+        have = dict.fromkeys(row.source for row in rows)
+        raise GpubootError(
+            NO_SUCH_DRIVER,
+            f"driver.source is {wanted.source}: there is none of it for {_name(facts)}",
+            hint=f"set driver.source: {' or '.join(have)}, then: gpuboot run",
+        )
     if foreign and not foreign.fault and not foreign.package:
         raise _other(_contradiction(wanted, foreign, facts.gpus), foreign)
+    if there and not there.fault:  # what has been installed once stays what it is
+        offered.sort(key=lambda row: not _brought(row, there))
     row = _row(wanted, facts, offered)
-    return _of_packages(row, wanted, facts, foreign)
+    return _of_packages(row, offered, wanted, facts, foreign)
 
 
 def chosen(config: Config, facts: Facts) -> Choice | None:
@@ -205,13 +157,23 @@ def system(facts: Facts) -> str:
 
 def unfit(facts: Facts) -> GpubootError | None:
     """Why no configuration gives this machine a driver. The error is GB101."""
-    known = {(row.release, ARCHITECTURE) for row in TABLE}
-    return None if (release_of(facts), facts.architecture) in known else _unsupported(facts)
+    known = release_of(facts) in RELEASES and facts.architecture == ARCHITECTURE
+    return None if known else _unsupported(facts)
 
 
 def _unsupported(facts: Facts) -> GpubootError:
-    message = f"{system(facts)} is not supported; Debian 12 and 13 on amd64 are"
+    known: dict[str, list[str]] = {}
+    for release in RELEASES:
+        name, _, version = release.partition(" ")
+        known.setdefault(name.capitalize(), []).append(version)
+    listed = ", ".join(f"{name} {_and(versions)}" for name, versions in known.items())
+    message = f"{system(facts)} is not supported; on {ARCHITECTURE} these are: {listed}"
     return GpubootError(UNSUPPORTED, message)
+
+
+def _and(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _listed(rows: Sequence[Row]) -> str:
@@ -252,9 +214,13 @@ def _brought(row: Row, there: Driver) -> bool:
     The file's name counts where no package is known: dpkg notes what it has unpacked only
     afterwards, and a power cut may come between.
     """
-    if there.package:
-        return there.package in row.packages and there.branch in ("", row.branch)
-    return there.name == row.module
+    if there.package and row.owners:
+        ours = re.fullmatch(row.owners, there.package) is not None
+    elif there.package:
+        ours = there.package in row.packages
+    else:  # NVIDIA's .run installer names it nvidia as well
+        return there.name == row.module != "nvidia"
+    return ours and there.branch in ("", row.branch)
 
 
 def _contradiction(wanted: Wanted, there: Driver, gpus: Sequence[Gpu]) -> str:
@@ -286,24 +252,6 @@ def _other(problem: str, there: Driver) -> GpubootError:
 
 
 # -- a driver of packages -------------------------------------------------------------------------
-
-
-def _not_yet(
-    wanted: Wanted, facts: Facts, rows: Sequence[Row], foreign: Driver | None
-) -> GpubootError:
-    """A source that this version has no packages of, and what would work."""
-    meant = "nvidia" if wanted.source == "auto" else wanted.source
-    message = f"driver.source is {wanted.source}"
-    if wanted.source == "auto":
-        message += f", which here means {SOURCES[meant]}"
-    message += ": not carried out yet"
-    if foreign:
-        why = foreign.fault or _contradiction(wanted, foreign, facts.gpus)
-        message += f"; the driver that is there cannot be adopted, as {why}"
-    offers = [f"{source} ({_listed([row for row in rows if row.source == source])})"
-              for source in dict.fromkeys(row.source for row in rows)]  # fmt: skip
-    hint = f"set driver.source: {' or '.join(offers)}, then: gpuboot run"
-    return GpubootError(UNSUPPORTED_SETTING, message, hint=hint)
 
 
 def _row(wanted: Wanted, facts: Facts, offered: Sequence[Row]) -> Row:
@@ -343,7 +291,7 @@ def _row(wanted: Wanted, facts: Facts, offered: Sequence[Row]) -> Row:
 
 def _unmet(wanted: Wanted, row: Row) -> Iterator[str]:
     """The keys of the configuration that ask for another driver than this one."""
-    if wanted.branch not in (None, row.branch):
+    if wanted.branch not in (None, row.branch, *row.moved) and not _version_of(wanted, row):
         yield f"driver.branch is {wanted.branch}"
     if wanted.kernel_module_type not in ("auto", row.kernel_module_type):
         yield f"driver.kernel-module-type is {wanted.kernel_module_type}"
@@ -351,12 +299,19 @@ def _unmet(wanted: Wanted, row: Row) -> Iterator[str]:
         yield f"driver.build is {wanted.build}"
 
 
+def _version_of(wanted: Wanted, row: Row) -> bool:
+    """Whether driver.branch names one version of a branch, where versions can be had by name."""
+    return bool(row.pin and wanted.branch and wanted.branch.startswith(f"{row.branch}."))
+
+
 def _carries(row: Row, gpu: Gpu) -> bool:
     family = cards.family(gpu.device)
     return family is None or family.carried(int(row.branch), row.kernel_module_type)
 
 
-def _of_packages(row: Row, wanted: Wanted, facts: Facts, foreign: Driver | None) -> Choice:
+def _of_packages(
+    row: Row, offered: Sequence[Row], wanted: Wanted, facts: Facts, foreign: Driver | None
+) -> Choice:
     warnings = []
     if row.trouble:
         warnings.append(f"{_name(facts)}'s driver {row.text} is known to fail: {row.trouble}")
@@ -365,39 +320,62 @@ def _of_packages(row: Row, wanted: Wanted, facts: Facts, foreign: Driver | None)
         warnings.append(
             f"a driver {version} of {foreign.origin} is here too, and can be in the way"
         )
-    names = {"kernel": facts.kernel, "flavour": _flavour(facts.kernel)}
+    exact = _version_of(wanted, row)
     return Choice(
-        row.source, row.branch, row.kernel_module_type, row.build, row.signed,
-        tuple(name.format(**names) for name in row.packages),
-        _why(row, wanted, facts), row.before, tuple(warnings),
+        row.source, row.branch, row.kernel_module_type, row.build, row.signed, row.packages,
+        _why(row, wanted, facts),
+        stem=row.stem,
+        otherwise=_otherwise(row, offered, wanted, facts),
+        rivals=row.rivals,
+        pin=f"{wanted.branch}*" if exact else row.pin,
+        gsp_off=_gsp_off(row, facts),
+        warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def _otherwise(row: Row, offered: Sequence[Row], wanted: Wanted, facts: Facts) -> tuple[str, ...]:
+    """What DKMS needs beside the row's own packages; under Secure Boot its module is of no use."""
+    if row.build != PRECOMPILED or wanted.build != "auto" or facts.signed_only:
+        return ()
+    for one in offered:
+        same = one.source == row.source and one.text == row.text
+        if same and one.build == DKMS:
+            return tuple(name for name in one.packages if name not in row.packages)
+    return ()
+
+
+def _gsp_off(row: Row, facts: Facts) -> bool:
+    """Only the proprietary module can do without it. A card that is to come is taken for a T4."""
+    families = [cards.family(gpu.device) for gpu in facts.gpus]
+    frail = not families or any(family and family.gsp_off for family in families)
+    return row.kernel_module_type == PROPRIETARY and frail
 
 
 def _why(row: Row, wanted: Wanted, facts: Facts) -> str:
     families = [cards.family(gpu.device) for gpu in facts.gpus]
     frail = next((family for family in families if family and family.gsp_off), None)
-    if _named(wanted.kernel_module_type):
+    if row.kernel_module_type == PROPRIETARY and frail:
+        kind = f"with the GSP firmware off, which times out on {frail.name} cards"
+        if not _named(wanted.kernel_module_type):
+            kind += " and which the open module needs"
+    elif _named(wanted.kernel_module_type):
         kind = "as driver.kernel-module-type says"
-    elif row.kernel_module_type == PROPRIETARY and frail:
-        kind = (
-            f"{frail.name} cards run better without the GSP firmware, which the open module needs"
-        )
     elif row.kernel_module_type == PROPRIETARY:
-        kind = f"it is what {_name(facts)} keeps up"
+        kind = f"it is what {_owner(row, facts)} keeps up"
     else:
-        kind = "the proprietary module does not drive this card"
-    branch = "driver.branch says so" if wanted.branch else f"{_name(facts)}'s own"
+        kind = "the proprietary module does not drive this card, or is not to be had"
+    branch = "driver.branch says so" if wanted.branch else f"{_owner(row, facts)}'s own"
+    if wanted.branch in row.moved:
+        branch = f"the packages of {wanted.branch} are transitional ones to it"
     return f"branch {row.branch}: {branch}; the {row.kernel_module_type} module: {kind}"
+
+
+def _owner(row: Row, facts: Facts) -> str:
+    return "NVIDIA" if row.source == "nvidia" else _name(facts)
 
 
 def _name(facts: Facts) -> str:
     return f"{facts.os_id.capitalize()} {facts.os_version}"
-
-
-def _flavour(kernel: str) -> str:
-    """cloud-amd64 of 6.1.0-50-cloud-amd64, generic of 6.8.0-60-generic."""
-    match = re.search(r"-((?:[a-z]+-)*[a-z][a-z0-9]*)$", kernel)
-    return match[1] if match else ""
 
 
 def _named(value: str) -> str | None:

@@ -19,6 +19,7 @@ STEM = "libnvidia-ml.so"
 CUDA = "libcuda.so.1"
 # What the walk calls, and NVIDIA's CDI service: they belong to every way to install the driver.
 PROGRAMS = ("nvidia-modprobe", "nvidia-smi")
+RULES = "71-nvidia.rules"  # Ubuntu's udev makes the device files itself, without nvidia-modprobe
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def look(host: Host) -> Driver | None:
         version=version,
         kernel_module_type=_module_type(host, name, version, path),
         module=path,
-        package=_owner(host, _own_file(tree, path, library)),
+        package=_owner(host, _own_files(tree, path, library)),
         dkms=tree is not None,
         library=library,
         missing=tuple(_missing(host)),
@@ -111,28 +112,40 @@ def _module_type(host: Host, name: str, version: str, path: str) -> str:
     return "open" if "GPL" in licence else "proprietary" if licence == "NVIDIA" else ""
 
 
-def _own_file(tree: tuple[str, str] | None, path: str, library: str) -> str:
-    """A pattern of the file that only the driver's package has: DKMS builds from sources of it."""
-    if tree:
-        return re.escape(f"/usr/src/{tree[0]}-{tree[1]}/dkms.conf")
-    return rf"(?:/usr)?{re.escape(path)}" if path else rf"/\S*/{re.escape(f'{STEM}.{library}')}"
+def _own_files(tree: tuple[str, str] | None, path: str, library: str) -> list[str]:
+    """Patterns of files that only the driver's packages have, the module's own first.
+
+    DKMS builds from sources of a package; what Ubuntu's packages link on the node is of none.
+    """
+    found = [re.escape(f"/usr/src/{tree[0]}-{tree[1]}/dkms.conf")] if tree else []
+    found += [rf"(?:/usr)?{re.escape(path)}"] if path and not tree else []
+    return [*found, rf"/\S*/{re.escape(f'{STEM}.{library}')}"] if library else found
 
 
-def _owner(host: Host, pattern: str) -> str:
-    """The package that a file is of.
+def _owner(host: Host, patterns: Iterable[str]) -> str:
+    """The package that the first of these files is of, that is of any.
 
     Read from dpkg's own lists of NVIDIA's packages: to search, dpkg-query reads all packages',
     which takes half a second from a cold disk.
     """
-    line = re.compile(rf"^{pattern}$", re.MULTILINE)
-    for name in host.names(LISTS):
-        own = "nvidia" in name and name.endswith(".list")
-        if own and line.search(host.read(f"{LISTS}/{name}") or ""):
-            return name.removesuffix(".list").partition(":")[0]
+    lists = {name: host.read(f"{LISTS}/{name}") or "" for name in host.names(LISTS)
+             if "nvidia" in name and name.endswith(".list")}  # fmt: skip
+    for pattern in patterns:
+        line = re.compile(rf"^{pattern}$", re.MULTILINE)
+        for name, text in lists.items():
+            if line.search(text):
+                return name.removesuffix(".list").partition(":")[0]
     return ""
 
 
 def _missing(host: Host) -> Iterable[str]:
     if not any(host.exists(f"{folder}/{CUDA}") for folder in nvml.FOLDERS):
         yield CUDA
-    yield from (name for name in PROGRAMS if not host.exists(f"/usr/bin/{name}"))
+    wanted = PROGRAMS[1:] if by_udev(host) else PROGRAMS
+    yield from (name for name in wanted if not host.exists(f"/usr/bin/{name}"))
+
+
+def by_udev(host: Host) -> bool:
+    """Whether udev's rules make the device files, as Ubuntu's packages have it."""
+    folders = ("/lib/udev/rules.d", "/usr/lib/udev/rules.d")
+    return any(host.exists(f"{folder}/{RULES}") for folder in folders)

@@ -36,7 +36,13 @@ class Facts:
     boot_id: str
     hostname: str
     gpus: tuple[pci.Gpu, ...]
+    lockdown: str = ""  # none, integrity or confidentiality; empty: unknown
     driver: existing.Driver | None = None  # that is there already, whoever has put it there
+
+    @property
+    def signed_only(self) -> bool:
+        """Whether only signed modules are loaded. Lockdown alone means it too (facts: nvidia 4)."""
+        return bool(self.secure_boot) or self.lockdown in ("integrity", "confidentiality")
 
 
 def gather(host: Host) -> Facts:
@@ -59,6 +65,7 @@ def gather(host: Host) -> Facts:
         boot_id=boot_id(host),
         hostname=_line(host, "/proc/sys/kernel/hostname"),
         gpus=pci.gpus(host),
+        lockdown=_lockdown(host),
         driver=existing.look(host),
     )
 
@@ -86,6 +93,12 @@ def _line(host: Host, name: str) -> str:
 def _secure_boot(host: Host) -> bool | None:
     text = host.read(EFI_VARIABLE)
     return text.endswith("\x01") if text else None
+
+
+def _lockdown(host: Host) -> str:
+    """The mode in brackets, as in `none [integrity] confidentiality`."""
+    match = re.search(r"\[(\w+)\]", host.read("/sys/kernel/security/lockdown") or "")
+    return match[1] if match else ""
 
 
 def parse(content: dict[str, Any]) -> Facts:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gpuboot import apt, dkms, kernel
 from gpuboot.errors import Code, GpubootError
+from gpuboot.precompiled import Modules, without_module
 from gpuboot.step import Finding, Ok, Pending, Reboot
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ REALTIME = Code(
     ("apt-get install linux-image-amd64 linux-headers-amd64", "dpkg -l 'linux-image-*rt*'"),
 )
 
-FLAVOUR = re.compile(r"-((?:cloud-|rt-)?[a-z][a-z0-9]*)$")
-
 
 @dataclass(frozen=True)
 class KernelHeaders:
@@ -64,8 +63,11 @@ class KernelHeaders:
     disruptive: ClassVar[bool] = True
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a proxy's password
+    modules: Modules | None = None  # where they come ready-made, nothing is built, as long as so
 
     def check(self, host: Host) -> Finding:
+        if self.modules and not self.modules.built(host):
+            return Ok("no headers are needed: the module comes ready-made")
         lacking = _lacking(host)
         if not lacking:
             return Ok("every kernel that needs headers has them")
@@ -96,9 +98,9 @@ class KernelHeaders:
 
         Raises GB320, GB321, GB20x.
         """
-        metas = _metas(gone[0])
+        metas = _metas(host, gone[0])
         if len(apt.candidates(host, metas)) < len(metas):
-            raise _no_way(gone[0], "no source has " + " and ".join(metas))
+            raise _no_way(host, gone[0], "no source has " + " and ".join(metas))
         with dkms.deferred(host):
             apt.obtain(host, lambda: metas, self.env)
         following, by = kernel.choice(host)
@@ -106,7 +108,7 @@ class KernelHeaders:
             return
         newest = kernel.newest(host)
         if newest == following:
-            raise _no_way(following, "the archive has no newer kernel either")
+            raise _no_way(host, following, "the archive has no newer kernel either")
         raise GpubootError(
             PINNED,
             f"there are no headers for kernel {following}, and it boots next ({by}),"
@@ -122,7 +124,7 @@ def wanted(host: Host) -> tuple[str, ...]:
 
     Without the meta-package the next kernel comes without headers, and DKMS skips it silently.
     """
-    names = [name for release in _without_module(host) for name in packages(release)]
+    names = [name for release in _without_module(host) for name in packages(host, release)]
     return tuple(dict.fromkeys(names))
 
 
@@ -133,13 +135,13 @@ def coming(host: Host, options: Sequence[str]) -> tuple[str, ...]:
     """
     running = kernel.running(host)
     if running in _lacking(host) and _gone(host, [running], options):
-        return _metas(running)
+        return _metas(host, running)
     return wanted(host)
 
 
-def packages(release: str) -> tuple[str, str]:
-    """The header package for a Debian kernel, and the meta-package that follows its flavour."""
-    return package(release), f"linux-headers-{_flavour(release) or 'amd64'}"
+def packages(host: Host, release: str) -> tuple[str, str]:
+    """The header package for a kernel, and the meta-package that follows its series."""
+    return package(release), f"linux-headers-{kernel.series(host, release)}"
 
 
 def package(release: str) -> str:
@@ -147,12 +149,12 @@ def package(release: str) -> str:
     return f"linux-headers-{release}"
 
 
-def kernel_packages(release: str) -> tuple[str, ...]:
+def kernel_packages(host: Host, release: str) -> tuple[str, ...]:
     """The packages that a kernel stands and falls with, the metas that would replace it first."""
-    flavour = _flavour(release) or "amd64"
-    return tuple(
-        f"linux-{kind}-{name}" for name in (flavour, release) for kind in ("image", "headers")
-    )
+    metas = kernel.series(host, release)
+    own = ("image", "headers", "modules", "modules-extra")
+    return (f"linux-image-{metas}", f"linux-headers-{metas}", f"linux-{metas}",
+            *(f"linux-{kind}-{release}" for kind in own))  # fmt: skip
 
 
 def kernels_in(names: Iterable[str]) -> list[str]:
@@ -161,23 +163,17 @@ def kernels_in(names: Iterable[str]) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def _flavour(release: str) -> str | None:
-    """amd64, cloud-amd64, rt-amd64 …; None for a kernel that is not named as Debian's are."""
-    match = FLAVOUR.search(release)
-    return match[1] if match else None
-
-
-def _metas(release: str) -> tuple[str, str]:
-    """The metas of a kernel's flavour; of the plain one for a kernel that is not Debian's."""
-    flavour = _flavour(release) or "amd64"
-    return f"linux-image-{flavour}", f"linux-headers-{flavour}"
+def _metas(host: Host, release: str) -> tuple[str, str]:
+    """The metas of a kernel's series; of the plain one for a kernel that is not a release's own."""
+    metas = kernel.series(host, release)
+    return f"linux-image-{metas}", f"linux-headers-{metas}"
 
 
 def _without_module(host: Host) -> list[str]:
     """The kernels that need a module and have none. Raises GB322."""
-    found = [one for one in kernel.matter(host) if kernel.nvidia_module(host, one) is None]
+    found = without_module(host)
     for release in found:
-        if (_flavour(release) or "").startswith("rt-"):
+        if (kernel.flavour(release) or "").startswith("rt-"):
             raise GpubootError(REALTIME, f"kernel {release} is a realtime kernel", retry=True)
     return found
 
@@ -199,8 +195,8 @@ def _gone(host: Host, kernels: Sequence[str], options: Sequence[str] = ()) -> li
     return [release for release in kernels if package(release) not in found]
 
 
-def _no_way(release: str, why: str) -> GpubootError:
-    image, headers = _metas(release)
+def _no_way(host: Host, release: str, why: str) -> GpubootError:
+    image, headers = _metas(host, release)
     return GpubootError(
         NO_HEADERS,
         f"there are no headers for kernel {release}; {why}",

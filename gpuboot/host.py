@@ -258,13 +258,14 @@ class Host:
         *,
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
+        input: str | None = None,  # noqa: A002 - as in run
         patient: bool = False,
     ) -> str:
         """Run a command that has to succeed; its output. Raises GB010 with what it said.
 
         Raises GB012 instead where it says that it could not write.
         """
-        result = self.run(argv, timeout=timeout, env=env, patient=patient)
+        result = self.run(argv, timeout=timeout, env=env, input=input, patient=patient)
         if result.code == 0:
             return result.out
         message = self.mask(f"{shlex.join(argv)} ended with status {result.code}")

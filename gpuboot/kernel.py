@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # The module's name is nvidia-current or nvidia-tesla-BRANCH (with -open) in Debian's packages, and
 # nvidia everywhere else. Its companions have names like nvidia-current-uvm.
 MODULE_FILE = re.compile(r"nvidia(-current|-tesla(-\d+)?)?(-open)?\.ko(\.(xz|zst|gz))?")
+# A kernel's flavour, by the end of its name: amd64, cloud-amd64, rt-amd64; generic, aws.
+_FLAVOUR = re.compile(r"-((?:cloud-|rt-)?[a-z][a-z0-9]*)$")
 MODULE_FOLDERS = ("updates/dkms", "updates", "extra", "kernel/drivers/video", "kernel/nvidia")
 
 
@@ -125,6 +127,30 @@ def loaded_version(host: Host, module: str) -> str | None:
     """The version a loaded module says it has; None if it is not loaded."""
     text = host.read(f"/sys/module/{module}/version")
     return text.strip() if text else None
+
+
+def flavour(release: str) -> str | None:
+    """A kernel's flavour by its name, such as cloud-amd64; None for a kernel that has none."""
+    match = _FLAVOUR.search(release)
+    return match[1] if match else None
+
+
+def series(host: Host, release: str) -> str:
+    """What the metas that bring a flavour's newest kernel are named by: linux-image-SERIES.
+
+    In Debian that is the flavour. Ubuntu has several series of one flavour (generic, virtual,
+    generic-hwe-24.04), and the installed meta tells which one this kernel is of.
+    """
+    own = flavour(release)
+    if own is None or own.endswith("amd64"):
+        return own or "amd64"
+    fields = "${db:Status-Status} ${Package} ${Depends}\n"
+    said = host.run(["dpkg-query", "--show", "--showformat", fields, f"linux-image-{own}*",
+                     "linux-image-virtual*"]).out  # fmt: skip
+    form = r"^installed linux-image-([a-z]\S*) (.*)$"
+    metas = [(name, depends) for name, depends in re.findall(form, said, re.MULTILINE)]
+    follows = [name for name, depends in metas if f"linux-image-{release}" in depends]
+    return next(iter(follows or [name for name, _ in metas]), own)
 
 
 def messages(host: Host, pattern: str) -> str:

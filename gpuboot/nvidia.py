@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpuboot import kernel, nvml, pci
+from gpuboot import kernel, nvml, passthrough, pci
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok, Pending, Waiting
 
@@ -29,15 +29,6 @@ OTHER_GPU = Code(
     "the GPUs on the PCI bus are not the wanted ones",
     ("gpu.count or gpu.model asks for something else than the VM has.",),
     ("lspci -nn -d 10de:", "gpuboot config show"),
-)
-GPU_UNUSABLE = Code(
-    "GB112",
-    "a GPU is on the PCI bus and cannot be used",
-    (
-        "Its memory regions have no address: give the VM EFI firmware and reserve its memory.",
-        "The card does not answer: power the VM off and on, a reboot is not enough.",
-    ),
-    ("lspci -vv -d 10de:", "journalctl -k -g 'NVRM|pci 0000'"),
 )
 NO_ANSWER = Code(
     "GB303",
@@ -109,13 +100,8 @@ class GpuPresent:
         if not gpus:
             return Waiting("no NVIDIA GPU is on the PCI bus", NO_GPU)
         for gpu in gpus:
-            if not gpu.answers:
-                raise GpubootError(GPU_UNUSABLE, f"GPU {gpu.slot} does not answer (rev ff)")
-            if regions := pci.unassigned(host, gpu.slot):
-                places = ", ".join(str(region) for region in regions)
-                raise GpubootError(
-                    GPU_UNUSABLE, f"GPU {gpu.slot}: memory region {places} has no address"
-                )
+            if wrong := passthrough.unplaced(host, gpu) or passthrough.shared(gpu):
+                raise wrong
         if held := foreign(gpus):
             return held
         listing = ", ".join(f"{gpu.model} at {gpu.slot}" for gpu in gpus)
@@ -154,11 +140,11 @@ class NouveauBlocked:
     name: ClassVar[str] = "nouveau-blocked"
     disruptive: ClassVar[bool] = True
 
-    kernel_module_type: str = "proprietary"
+    gsp_off: bool = True
 
     @property
     def _text(self) -> str:
-        return BLACKLIST + (WITHOUT_GSP if self.kernel_module_type == "proprietary" else "")
+        return BLACKLIST + (WITHOUT_GSP if self.gsp_off else "")
 
     def check(self, host: Host) -> Finding:
         if host.read(MODPROBE) != self._text:
@@ -186,10 +172,10 @@ class GpusAnswer:
         seen = _probe(host, "nvml")
         found = sorted(gpu["pci"] for gpu in seen["gpus"])
         if found != slots:
-            raise _disagreement("NVML", found, slots)
+            raise passthrough.diagnose(host, pci.gpus(host)) or _disagreement("NVML", found, slots)
         cuda = _probe(host, "cuda")
         if cuda["count"] != len(slots):
-            raise GpubootError(
+            raise passthrough.diagnose(host, pci.gpus(host)) or GpubootError(
                 NO_ANSWER,
                 f"CUDA sees {cuda['count']} GPUs, the PCI bus has {len(slots)}",
                 evidence=kernel.messages(host, "NVRM"),
@@ -244,7 +230,9 @@ def _probe(host: Host, library: str) -> dict[str, Any]:
     if answer.get("value") == nvml.VERSION_MISMATCH and (error := mismatch(host, answer["error"])):
         raise error
     if "error" in answer:
-        raise GpubootError(
+        # What passes by itself is worth another try, whatever the kernel has said before.
+        lasting = None if answer.get("transient") else passthrough.diagnose(host, pci.gpus(host))
+        raise lasting or GpubootError(
             NO_ANSWER,
             f"{library}: {answer['error']}",
             evidence=kernel.messages(host, "NVRM|Xid"),

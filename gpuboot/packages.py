@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from gpuboot import apt, aptlock, dkms, dpkg, headers, initramfs, kernel, origins
 from gpuboot.aptfailure import INSTALL_FAILED, NO_PACKAGE, STRANGER_BROKEN
 from gpuboot.errors import GpubootError
+from gpuboot.precompiled import BESIDE, Modules
 from gpuboot.step import Finding, Ok, Pending
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ Unattended-Upgrade::Package-Blacklist {
     "libnv(cuvid|optix|ptxcompiler)";
     "firmware-nvidia-";
     "xserver-xorg-video-nvidia";
-    "linux-(image|headers)-";
+    "linux-(image|headers|modules|objects|signatures)-";
 };
 """
 
@@ -83,7 +85,8 @@ class Packages:
     toolkit_version: str | None  # None: the newest
     tools: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a proxy's password
-    unwanted: tuple[str, ...] = ()  # the other kind of module: it goes in the same transaction
+    unwanted: tuple[str, ...] = ()  # names or patterns: they go in the same transaction
+    modules: Modules | None = None  # where the module comes ready-made; None: DKMS builds it
     # Packages of other people's that were tried in this walk and stay broken.
     left: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -93,8 +96,15 @@ class Packages:
         return (*self.driver, *TOOLKIT, *self.tools)
 
     def wanted(self, host: Host) -> tuple[str, ...]:
-        """All packages that must be there, the headers first. Raises GB322."""
-        return (*headers.wanted(host), *self.names)
+        """All packages that must be there, module or headers first. Raises GB322."""
+        return (*self._for_kernels(host), *self.names)
+
+    def _for_kernels(self, host: Host, options: Sequence[str] = ()) -> tuple[str, ...]:
+        """What the kernels' modules need, by apt's lists of these options."""
+        ready = self.modules.wanted(host, options) if self.modules else ()
+        if self.modules and not self.modules.built(host, options):
+            return ready
+        return (*headers.wanted(host), *ready)
 
     def check(self, host: Host) -> Finding:
         broken = dpkg.unsound(host)
@@ -115,6 +125,8 @@ class Packages:
 
     def apply(self, host: Host) -> None:
         aptlock.wait(host)
+        if self.modules and not self.modules.built(host):
+            self.modules.link(host)
         with initramfs.deferred(host), dkms.deferred(host):
             if dpkg.interrupted(host):
                 lacking = bool(self._lack(host))
@@ -147,8 +159,17 @@ class Packages:
         if not self._lack(host) and not dpkg.interrupted(host):
             return []
         apt.update(host, self.env, options)
-        names = (*headers.coming(host, options), *self.names)
+        names = (*self._coming(host, options), *self.names)
         return apt.changes(host, self._named(host, names, options), options, self.env)
+
+    def _coming(self, host: Host, options: Sequence[str]) -> tuple[str, ...]:
+        """What the kernels' modules need, or the kernel that comes instead of one without any."""
+        if self.modules and not self.modules.built(host, options):
+            if self.modules.lacking(host, options) and self.modules.meta_helps(host, options):
+                return self.modules.upgrade(host)
+            return self.modules.wanted(host, options)
+        ready = self.modules.otherwise if self.modules else ()
+        return (*headers.coming(host, options), *ready)
 
     def loose(self, host: Host, coming: Mapping[str, str] | None = None) -> list[str]:
         """The packages that `apply` would hold and are not held yet.
@@ -157,14 +178,23 @@ class Packages:
         """
         there = {**apt.installed(host), **(coming or {})}
         versions = {there[name] for name in self.driver if name in there} - {""}
-        beside = {name for name, version in there.items() if version in versions}
+        beside = {name for name, version in there.items()
+                  if version in versions or (self.modules and BESIDE.match(name))}  # fmt: skip
         kernels = [*kernel.matter(host), *headers.kernels_in(coming or ())]
         # Of a kernel that is to be replaced because its headers are gone nothing will be held.
-        lasting = [one for one in kernels
-                   if headers.package(one) in there or kernel.nvidia_module(host, one)]  # fmt: skip
-        names = {name for one in lasting for name in headers.kernel_packages(one)}
+        lasting = [
+            one
+            for one in kernels
+            if there.keys() & self._modules_of(one) or kernel.nvidia_module(host, one)
+        ]
+        names = {name for one in lasting for name in headers.kernel_packages(host, one)}
         full = {*self.driver, *TOOLKIT, *beside, *names.intersection(there)}
         return sorted(full - apt.held(host))
+
+    def _modules_of(self, release: str) -> set[str]:
+        """What, once it is there, gives a kernel its module: headers to build it, or itself."""
+        own = {headers.package(release)}
+        return own | {self.modules.package(release)} if self.modules else own
 
     def _lack(self, host: Host) -> Pending | None:
         """What only apt can mend."""
@@ -176,7 +206,7 @@ class Packages:
             hint = f"apt-get install {' '.join(missing)}" if only_headers else None
             code = headers.NO_HEADERS if only_headers else None
             return Pending(f"{_count(missing)} missing, {_some(missing)}", code, hint)
-        if rivals := [name for name in self.unwanted if name in installed]:
+        if rivals := [name for name in installed if _any(name, self.unwanted)]:
             return Pending(f"{_some(rivals)} must go: the module is to be of the other kind")
         versions = {installed[name] for name in TOOLKIT}
         if len(versions) > 1 or not self._fits(versions.pop()):
@@ -214,6 +244,10 @@ class Packages:
         there = apt.installed(host, self.unwanted) if self.unwanted else ()
         gone = [f"{name}-" for name in there]
         return [*plain, *(f"{name}={version}" for name in TOOLKIT), *gone]
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _count(names: Sequence[str]) -> str:

@@ -27,11 +27,17 @@ class Gpu:
     device: str  # four hex digits
     driver: str | None  # the kernel driver that holds it
     answers: bool = True  # False: its configuration space reads all ones
+    subsystem: str = ""  # vendor and device of the board, such as 10de:12a2; empty: unknown
 
     @property
     def id(self) -> str:
         """Vendor and device, such as 10de:1eb8."""
         return f"{NVIDIA}:{self.device}"
+
+    @property
+    def regions(self) -> tuple[int, ...]:
+        """The memory regions that it has for certain."""
+        return (0, 1, 3) if self.device in MODELS else (0, 1)
 
     @property
     def model(self) -> str:
@@ -58,9 +64,14 @@ def parse(text: str) -> list[Gpu]:
                     _id(values.get("Device")) or "ffff",
                     values.get("Driver"),
                     answers=values.get("Rev") != "ff",
+                    subsystem=_both(_id(values.get("SVendor")), _id(values.get("SDevice"))),
                 )
             )
     return found
+
+
+def _both(vendor: str | None, device: str | None) -> str:
+    return f"{vendor}:{device}" if vendor and device else ""
 
 
 def _id(value: str | None) -> str | None:
@@ -73,23 +84,28 @@ def _from_sysfs(host: Host) -> list[Gpu]:
     found = []
     for slot in host.names(DEVICES):
         folder = f"{DEVICES}/{slot}"
-        vendor, device, kind = (
+        vendor, device, kind, *board = (
             (host.read(f"{folder}/{name}") or "").strip().removeprefix("0x").lower()
-            for name in ("vendor", "device", "class")
+            for name in ("vendor", "device", "class", "subsystem_vendor", "subsystem_device")
         )
         if vendor == NVIDIA and kind[:4] in GPU_CLASSES:
             driver = (host.link(f"{folder}/driver") or "").rpartition("/")[2]
             revision = (host.read(f"{folder}/revision") or "").strip()
-            found.append(Gpu(slot, device, driver or None, answers=revision != "0xff"))
+            answers = revision != "0xff"
+            found.append(Gpu(slot, device, driver or None, answers, _both(*board)))
     return found
 
 
-def unassigned(host: Host, slot: str) -> list[int]:
-    """The numbers of the memory regions that the firmware could not place."""
-    lines = (host.read(f"{DEVICES}/{slot}/resource") or "").splitlines()[:6]
+def unassigned(host: Host, gpu: Gpu) -> list[int]:
+    """The numbers of the memory regions that have no address.
+
+    One that the firmware could not place keeps its size and a flag; one that the kernel could not
+    place either is all noughts, as one that the card has not is (facts: vm 4).
+    """
     bad = []
+    lines = (host.read(f"{DEVICES}/{gpu.slot}/resource") or "").splitlines()[:6]
     for number, line in enumerate(lines):
-        words = line.split()
-        if len(words) == 3 and int(words[2], 16) & UNSET:
+        words = [int(word, 16) for word in re.findall(r"0x[0-9a-f]+", line)]
+        if len(words) == 3 and (words[2] & UNSET or (number in gpu.regions and not any(words))):
             bad.append(number)
     return bad

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from gpuboot import drivers, labels, rancher, settings, sources, web
+from gpuboot import drivers, labels, rancher, settings, web
 from gpuboot.cards import OPEN, PROPRIETARY
+from gpuboot.catalog import ARCHIVES, DISTRIBUTION, DKMS, NVIDIA, REPOSITORIES
 from gpuboot.dkms import DriverBuilt
 from gpuboot.driver import DriverLoaded
 from gpuboot.dropin import Rke2Config
@@ -18,6 +19,7 @@ from gpuboot.images import ImagesPlaced
 from gpuboot.kubernetes import NodeJoined
 from gpuboot.nvidia import GpuPresent, GpusAnswer, NouveauBlocked
 from gpuboot.packages import Packages, UpgradesBlocked
+from gpuboot.precompiled import KernelModules, Modules
 from gpuboot.preflight import Preflight
 from gpuboot.proxy import AgentProxy
 from gpuboot.release import Release
@@ -35,13 +37,6 @@ if TYPE_CHECKING:
 
 # What a label or taint of the GPU itself begins with; a pool's own labels are the node's.
 GPU_PREFIX = "nvidia.com/"
-
-# The modules and what says which of them modprobe loads: where both kinds are installed it is the
-# proprietary one, and a kernel that comes later is built for twice.
-DEBIAN_MODULES = {
-    PROPRIETARY: ("nvidia-kernel-dkms", "nvidia-kernel-support"),
-    OPEN: ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support"),
-}
 
 
 @dataclass(frozen=True)
@@ -64,39 +59,44 @@ def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
     choice = drivers.chosen(config, facts)
     adopted = choice is not None and choice.adopted
-    # Without DKMS nothing is built here, so nothing needs headers.
-    builds = choice is None or choice.build == drivers.DKMS
+    modules = None
+    if choice and choice.stem:
+        modules = Modules(choice.stem, choice.otherwise, choice.packages)
+    # Where DKMS builds nothing, nothing needs headers.
+    builds = choice is None or choice.build == DKMS or bool(choice.otherwise)
     kind = choice.kernel_module_type if choice else PROPRIETARY
     env = proxy(config).env()
     prepare: tuple[Step, ...] = (
         Rke2Hold(),
         Preflight(facts, config),
         GpuPresent(config.gpu.count, config.gpu.model),
-        NouveauBlocked(kind),
-        PackageSources(_sources(config, facts, driver=not adopted, distribution=builds)),
+        NouveauBlocked(gsp_off=choice.gsp_off if choice and not adopted else kind == PROPRIETARY),
+        PackageSources(
+            _sources(config, facts, choice, headers=builds), choice.pin if choice else ""
+        ),
         UpgradesBlocked(),
-        *((KernelHeaders(env),) if builds else ()),
+        *((KernelModules(modules, env),) if modules else ()),
+        *((KernelHeaders(env, modules),) if builds else ()),
         Packages(
             driver=choice.packages if choice else (),
-            unwanted=_unwanted(choice),
+            modules=modules,
+            unwanted=choice.rivals if choice else (),
             toolkit_version=config.toolkit.version,
-            # It would bring Debian's libnvidia-ml1 over the libraries of an adopted driver.
-            tools=() if adopted else ("python3-pynvml",),
+            # Anywhere else it would bring Debian's own libnvidia-ml1 over the driver's.
+            tools=("python3-pynvml",) if _of_debian(choice, facts) else (),
             env=env,
         ),
         DriverBuilt(),
-        DriverLoaded(kind if kind in DEBIAN_MODULES else None),
+        DriverLoaded(kind if kind in (PROPRIETARY, OPEN) else None),
         GpusAnswer(),
         Cdi(),
     )
     return Plan(prepare, _join(config), choice)
 
 
-def _unwanted(choice: Choice | None) -> tuple[str, ...]:
-    """The packages of the other kind of module, which must not be there."""
-    if choice is None or choice.adopted:
-        return ()
-    return DEBIAN_MODULES[OPEN if choice.kernel_module_type == PROPRIETARY else PROPRIETARY]
+def _of_debian(choice: Choice | None, facts: Facts) -> bool:
+    source = choice.source if choice else DISTRIBUTION
+    return (facts.os_id, source) == ("debian", DISTRIBUTION)
 
 
 def bare(config: Config) -> tuple[Step, ...]:
@@ -157,21 +157,33 @@ def _settings(config: Config) -> Mapping[str, Any]:
 
 
 def _sources(
-    config: Config, facts: Facts, *, driver: bool, distribution: bool
+    config: Config, facts: Facts, choice: Choice | None, *, headers: bool
 ) -> tuple[Source | OwnArchive, ...]:
-    """The toolkit's, and the distribution's where something of it is wanted.
+    """The toolkit's, NVIDIA's if the driver is its, and the distribution's where it is needed.
 
-    An adopted driver needs of it only headers, which the node's own sources have, unless the
+    An adopted driver needs of that only headers, which the node's own sources have, unless the
     configuration names the archive.
     """
     archive, toolkit = config.sources.apt, config.sources.toolkit
+    adopted = choice is not None and choice.adopted
+    kind = ARCHIVES.get(facts.os_id, ARCHIVES["debian"])
     found: list[Source | OwnArchive] = []
-    if archive.url and (driver or distribution):
-        key = archive.key or sources.DISTRIBUTION_KEYRING
-        found.append(Source("distribution", archive.url, facts.codename, key))
-    elif driver:
-        found.append(OwnArchive(facts.codename))
+    if archive.url and (headers or not adopted):
+        suites = " ".join(f"{facts.codename}{pocket}" for pocket in kind.pockets)
+        key = archive.key or kind.keyring
+        found.append(Source("distribution", archive.url, suites, key, kind.components))
+    elif not adopted:
+        found.append(OwnArchive(facts.codename, kind.components))
+    if choice and choice.source == NVIDIA:
+        found.append(_nvidia(config, facts))
     return *found, Source("toolkit", toolkit.url, "/", toolkit.key)
+
+
+def _nvidia(config: Config, facts: Facts) -> Source:
+    known, wanted = REPOSITORIES[drivers.release_of(facts)], config.sources.nvidia
+    key = wanted.key or known.key
+    names = tuple(f"{word}.pub" for word in (key[-8:].lower(), key[-8:].upper()))
+    return Source("nvidia", wanted.url or known.url, "/", key, key_names=(*names, "gpgkey"))
 
 
 def proxy(config: Config) -> web.Proxy:

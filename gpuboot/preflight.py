@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gpuboot import drivers, rancher
+from gpuboot import drivers, rancher, secureboot
 from gpuboot.config import ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.step import Finding, Ok
@@ -22,13 +22,6 @@ NO_SPACE = Code(
     ("Driver, headers, module and RKE2 need about 3 GB below /usr and /var.",),
     ("df -h /usr /var", "apt-get clean"),
 )
-SECURE_BOOT = Code(
-    "GB104",
-    "Secure Boot keeps modules built here from loading",
-    ("DKMS signs with a key the firmware does not know; enrolling one needs a console.",),
-    ("mokutil --sb-state", "switch Secure Boot off in the VM's boot options"),
-)
-
 MINIMUM_SPACE = 3 << 30  # bytes: measured on Debian 12, with a margin (facts: nvidia 2.4)
 
 
@@ -57,7 +50,15 @@ def troubles(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]
     yield from refused(facts, config)
     if other := rancher.contradiction(host, config):
         yield ConfigError([other])
-    yield from short(host, facts)
+    yield from locked(host, facts, config)
+    yield from short(host)
+
+
+def locked(host: Host, facts: Facts, config: Config) -> Iterator[GpubootError]:
+    """That the kernel would not take the chosen driver's module."""
+    choice = drivers.chosen(config, facts)
+    if choice and (found := secureboot.refusal(host, facts, choice)):
+        yield found
 
 
 def refused(facts: Facts, config: Config) -> Iterator[GpubootError]:
@@ -68,10 +69,8 @@ def refused(facts: Facts, config: Config) -> Iterator[GpubootError]:
         yield error
 
 
-def short(host: Host, facts: Facts) -> Iterator[GpubootError]:
-    """What firmware and disk do not allow."""
-    if facts.secure_boot and not host.exists("/sys/module/nvidia"):
-        yield GpubootError(SECURE_BOOT, "Secure Boot is on, and DKMS cannot sign for it")
+def short(host: Host) -> Iterator[GpubootError]:
+    """What the disk does not allow."""
     free = {folder: host.free(folder) for folder in ("/usr", "/var")}
     tight = [folder for folder in free if free[folder] < MINIMUM_SPACE]
     if tight and not host.exists("/usr/bin/nvidia-smi"):

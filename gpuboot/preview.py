@@ -53,6 +53,7 @@ Dir::Cache "{0}/cache";
 Dir::Log "{0}/log";
 Dir::Etc::SourceList "{0}/gpuboot.sources";
 Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "{0}/preferences";
 APT::Sandbox::User "root";
 Debug::NoLocking "true";
 Acquire::Languages "none";
@@ -117,8 +118,7 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
     steps = {step.name: findings.line(step.name, None, "not looked at") for step in road.steps}
     for error in preflight.refused(machine, wanted):
         steps["preflight"] = findings.failed("preflight", error)
-    kernels = (machine.kernel, machine.next_kernel)
-    names = list(dict.fromkeys(name for release in kernels for name in headers.packages(release)))
+    names = _for_kernels(machine, road)
     names += [name for step in road.steps if isinstance(step, Packages) for name in step.names]
     return {
         "schema": SCHEMA,
@@ -135,6 +135,17 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
         "trouble": None,
         "driver": _driver(road),
     }
+
+
+def _for_kernels(machine: Facts, road: Plan) -> list[str]:
+    """What the recorded kernels' modules need, as far as that can be told from afar."""
+    found = []
+    for one in (machine.kernel, machine.next_kernel):
+        if road.driver and road.driver.stem:
+            found.append(f"{road.driver.stem}-{one}")
+        else:
+            found += [headers.package(one), f"linux-headers-{kernel.flavour(one) or 'amd64'}"]
+    return list(dict.fromkeys(found))
 
 
 def _driver(road: Plan) -> dict[str, Any] | None:
@@ -198,6 +209,7 @@ def _private_apt(host: Host, step: PackageSources, folder: Path) -> list[str]:
         (folder / name).mkdir(parents=True)
     text = sources.text(host, step.sources, keys=folder)
     (folder / "gpuboot.sources").write_text(text, encoding="utf-8")
+    (folder / "preferences").write_text(sources.preferences(step.pin) or "", encoding="utf-8")
     (folder / "apt.conf").write_text(_PRIVATE.format(folder), encoding="utf-8")
     return ["-c", str(folder / "apt.conf")]
 

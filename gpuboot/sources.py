@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from gpuboot.host import Host
 
 KEYRINGS = "/etc/apt/keyrings"
-DISTRIBUTION_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
+PREFERENCES = "/etc/apt/preferences.d/gpuboot"
+# What a driver is packed in, whoever packs it.
+DRIVER = "nvidia-* libnvidia-* libcuda1* libnvcuvid1* libnvoptix1* cuda-drivers* firmware-nvidia-*"
 
 KEY_MISSING = Code(
     "GB210",
@@ -47,13 +48,16 @@ NO_ARCHIVE = Code(
 class Source:
     """One apt source. `suite` is "/" for a flat repository; `url` may be a local folder.
 
-    `key` is a key file on the node, or the fingerprint of the key at URL/gpgkey.
+    `key` is a key file on the node, or the fingerprint of the key that lies below the url by one
+    of the `key_names`. Other suites, several with blanks between them, have `components`.
     """
 
     name: str
     url: str
     suite: str
     key: str
+    components: tuple[str, ...] = ()
+    key_names: tuple[str, ...] = ("gpgkey",)
 
     @property
     def pinned(self) -> bool:
@@ -71,6 +75,7 @@ class OwnArchive:
     """The distribution's archive where the node's own apt sources have it, with all components."""
 
     codename: str
+    components: tuple[str, ...]
     name: ClassVar[str] = "distribution"
 
 
@@ -82,6 +87,7 @@ class PackageSources:
     disruptive: ClassVar[bool] = False
 
     sources: tuple[Source | OwnArchive, ...]
+    pin: str = ""  # the driver's versions that apt may take; empty: any
 
     def check(self, host: Host) -> Finding:
         for source in self.sources:
@@ -92,6 +98,8 @@ class PackageSources:
                 raise GpubootError(KEY_MISSING, f"sources.{source.name}.key: no {source.key_file}")
         if host.read(FILE) != text(host, self.sources):
             return Pending(f"{FILE} is not written")
+        if host.read(PREFERENCES) != preferences(self.pin):
+            return Pending(f"{PREFERENCES} does not say which driver apt may take")
         names = " and ".join(source.name for source in self.sources)
         return Ok(f"apt has the sources {names}")
 
@@ -101,7 +109,9 @@ class PackageSources:
             for source in self.sources
             if isinstance(source, Source) and not _has_key(host, source)
         }
-        return {**keys, FILE: text(host, self.sources)}
+        pinned = preferences(self.pin)
+        pin = {PREFERENCES: pinned} if pinned else {}
+        return {**keys, FILE: text(host, self.sources), **pin}
 
     def apply(self, host: Host) -> None:
         host.memory.pop(apt.LISTS, None)  # what apt has read is of other sources
@@ -109,6 +119,23 @@ class PackageSources:
             if isinstance(source, Source):
                 _provide_key(host, source)
         host.write(FILE, text(host, self.sources))
+        if pinned := preferences(self.pin):
+            host.write(PREFERENCES, pinned)
+        else:
+            host.remove(PREFERENCES)
+
+
+def preferences(pin: str) -> str | None:
+    """What tells apt which of the driver's versions to take; None where it may take any.
+
+    It outranks what cuda-keyring (600) and NVIDIA's nvidia-driver-pinning packages (1000) say.
+    """
+    if not pin:
+        return None
+    head = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
+    # NVIDIA's repository has a dkms too, whose epoch outranks the distribution's for ever.
+    own_dkms = "Package: dkms\nPin: release o=NVIDIA\nPin-Priority: -1\n"
+    return f"{head}Package: {DRIVER}\nPin: version {pin}\nPin-Priority: 1001\n\n{own_dkms}"
 
 
 def addresses(host: Host, wanted: Sequence[Source | OwnArchive]) -> list[str]:
@@ -118,9 +145,9 @@ def addresses(host: Host, wanted: Sequence[Source | OwnArchive]) -> list[str]:
         if isinstance(source, OwnArchive):
             archives = [(url, suite) for url, suite, _ in _own_archives(host, source.codename)]
         else:
-            archives = [(source.url, source.suite)]
+            archives = [(source.url, suite) for suite in source.suite.split()]
             if not _has_key(host, source):
-                found.append(_key_address(source))
+                found.append(_key_addresses(source)[0])
         for url, suite in archives:
             folder = "" if suite == "/" else f"/dists/{suite}"
             found.append(f"{_first_mirror(host, url)}{folder}/InRelease")
@@ -148,7 +175,7 @@ def text(host: Host, wanted: Sequence[Source | OwnArchive], *, keys: Path | None
 def _stanzas(host: Host, source: Source | OwnArchive, keys: Path | None) -> list[str]:
     if isinstance(source, OwnArchive):
         return [
-            _stanza(url, suite, signed_by)
+            _stanza(url, suite, source.components, signed_by)
             for url, suite, signed_by in _own_archives(host, source.codename)
         ]
     url = f"file:{source.url}" if source.url.startswith("/") else source.url
@@ -156,13 +183,13 @@ def _stanzas(host: Host, source: Source | OwnArchive, keys: Path | None) -> list
     if keys and not _has_key(host, source):
         key = str(keys / f"{source.name}.asc")
         Path(key).write_text(_download_key(host, source), encoding="utf-8")
-    return [_stanza(url, source.suite, key)]
+    return [_stanza(url, source.suite, source.components, key)]
 
 
-def _stanza(url: str, suite: str, signed_by: str | None) -> str:
+def _stanza(url: str, suite: str, components: Sequence[str], signed_by: str | None) -> str:
     lines = ["Types: deb", f"URIs: {url}", f"Suites: {suite}"]
-    if suite != "/":
-        lines.append("Components: " + " ".join(COMPONENTS))
+    if components:
+        lines.append("Components: " + " ".join(components))
     if signed_by:
         lines.append(f"Signed-By: {signed_by}")
     return "\n".join([*lines, ""])
@@ -209,26 +236,32 @@ def _provide_key(host: Host, source: Source) -> None:
         host.write(source.key_file, _download_key(host, source))
 
 
-def _key_address(source: Source) -> str:
-    return f"{source.url}/gpgkey"
+def _key_addresses(source: Source) -> list[str]:
+    return [f"{source.url}/{name}" for name in source.key_names]
 
 
 def _download_key(host: Host, source: Source) -> str:
-    """The key at URL/gpgkey, armored, if it is the pinned one and no other. Raises GB211."""
-    address = _key_address(source)
+    """The pinned key, armored, if it is that one and no other. Raises GB211."""
+    address, found = source.url, list[str]()
+    for address in _key_addresses(source):
+        key = _fetched(host, address)
+        found = _fingerprints(host, key)
+        if found == [source.key.upper()]:
+            return key
+        if found:
+            break
+    raise GpubootError(
+        KEY_REFUSED,
+        f"{address} holds {', '.join(found) or 'no key'}, expected {source.key.upper()}",
+        retry=not found,
+    )
+
+
+def _fetched(host: Host, address: str) -> str:
     if address.startswith("/"):
-        key = host.read(address) or ""
-    else:
-        answer = host.web.get(address)
-        key = answer.text if answer.status == 200 else ""
-    found = _fingerprints(host, key)
-    if found != [source.key.upper()]:
-        raise GpubootError(
-            KEY_REFUSED,
-            f"{address} holds {', '.join(found) or 'no key'}, expected {source.key.upper()}",
-            retry=not found,
-        )
-    return key
+        return host.read(address) or ""
+    answer = host.web.get(address)
+    return answer.text if answer.status == 200 else ""
 
 
 def _has_key(host: Host, source: Source) -> bool:

@@ -16,6 +16,7 @@ from gpuboot import (
     config,
     drivers,
     facts,
+    passthrough,
     plan,
     preflight,
     rancher,
@@ -99,7 +100,9 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
     machine = facts.gather(host)
     if unfit := drivers.unfit(machine):
         yield _of(unfit)
-    yield from map(_of, preflight.short(host, machine))
+    yield from map(_of, preflight.short(host))
+    if complaint := passthrough.diagnose(host, machine.gpus):
+        yield _of(complaint)
     yield from _memory(host)
     yield from _clock(host)
     road = plan.build(wanted or Config(), machine)
@@ -107,6 +110,7 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
         yield from _looked_at(host, road.steps, ("rke2-hold", "gpu-present"))
         return
     yield from map(_of, preflight.refused(machine, wanted))
+    yield from map(_of, preflight.locked(host, machine, wanted))
     if other := _contradiction(host, wanted):
         yield other
     host.web.proxy = plan.proxy(wanted)

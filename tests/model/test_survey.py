@@ -118,10 +118,10 @@ def test_a_wrong_configuration_hides_no_trouble_of_the_machine(folder: Path) -> 
     assert "correct-horse" not in str(found)
 
 
-def test_a_setting_of_a_later_version_is_a_trouble(folder: Path) -> None:
+def test_a_driver_that_the_release_has_not_is_a_trouble(folder: Path) -> None:
     machine = good(folder)
-    configure(machine, CONFIG.replace("distribution", "nvidia"))
-    assert codes(machine) == ["GB102"]
+    configure(machine, CONFIG.replace("distribution", "nvidia, branch: '470'"))
+    assert codes(machine) == ["GB122"]
 
 
 def test_without_root_that_is_said_and_the_rest_is_looked_at(folder: Path) -> None:

@@ -103,8 +103,8 @@ def build_answering(out: Path, debian: str, version: str) -> list[Path]:
     """The programs and libraries of ANSWERING for a driver's version, below `out` as on a node."""
     words = {**WORDS[debian], "@VERSION@": version}
     for name in ANSWERING:
-        _lay_out(PACKAGES / name, out, words)
-        _compile(PACKAGES / name, out, words)
+        lay_out(PACKAGES / name, out, words)
+        compile_programs(PACKAGES / name, out, words)
     shutil.rmtree(out / "DEBIAN")
     found = (path for path in sorted(out.rglob("*")) if path.is_file() and not path.is_symlink())
     return [path for path in found if os.access(path, os.X_OK)]
@@ -130,8 +130,8 @@ def _build(component: Path, folder: Path, words: Mapping[str, str]) -> None:
     for package in sorted(path for path in component.iterdir() if path.is_dir()):
         with tempfile.TemporaryDirectory() as scratch:
             tree = Path(scratch) / "tree"
-            _lay_out(package, tree, words)
-            _compile(package, tree, words)
+            lay_out(package, tree, words)
+            compile_programs(package, tree, words)
             pack(tree, folder)
     for line in _lines(component / "empty"):
         pack_empty(_fill(line, words), folder)
@@ -147,7 +147,7 @@ def _fill(text: str, words: Mapping[str, str]) -> str:
     return text
 
 
-def _lay_out(package: Path, tree: Path, words: Mapping[str, str]) -> None:
+def lay_out(package: Path, tree: Path, words: Mapping[str, str]) -> None:
     """Copy the package's root and its control files, the @WORDS@ filled in."""
     for source in sorted((package / "root").rglob("*")):
         target = tree / _fill(str(source.relative_to(package / "root")), words)
@@ -173,16 +173,16 @@ def complete(control: str) -> str:
     return control.replace("Description:", f"{common}Description:", 1) + note
 
 
-def _compile(package: Path, tree: Path, words: Mapping[str, str]) -> None:
+def compile_programs(package: Path, tree: Path, words: Mapping[str, str]) -> None:
     """What a package holds beside texts: the C libraries, and the setuid nvidia-modprobe."""
     version = words["@VERSION@"]
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     if package.name in ("libnvidia-ml1", "libcuda1"):
         _library(libraries / "nvidia/current", f"{package.name[:-1]}.so", version)
     elif package.name == "libnvidia-cfg1":
-        _blank(libraries / "nvidia/current", "libnvidia-cfg.so", version)
+        blank_library(libraries / "nvidia/current", "libnvidia-cfg.so", version)
     elif package.name == "libnvidia-container1":
-        _blank(libraries, "libnvidia-container.so", words["@TOOLKIT_VERSION@"])
+        blank_library(libraries, "libnvidia-container.so", words["@TOOLKIT_VERSION@"])
     for source in sorted(package.glob("*.c")):
         program = tree / "usr/bin" / source.stem
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def _library(folder: Path, stem: str, version: str) -> None:
     (folder / stem).symlink_to(f"{stem}.1")
 
 
-def _blank(folder: Path, stem: str, version: str) -> None:
+def blank_library(folder: Path, stem: str, version: str) -> None:
     """A library without a function, for what only looks whether it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(
@@ -265,21 +265,31 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 # -- publishing -------------------------------------------------------------------------------
 
 
-def publish_suite(folder: Path, debian: str, pools: Mapping[str, Path], key_folder: Path) -> None:
-    """A signed suite of that release; `pools` maps each component to a folder of .debs."""
+def publish_suite(
+    folder: Path,
+    suite: str,
+    pools: Mapping[str, Path],
+    key_folder: Path,
+    fields: Mapping[str, str] | None = None,
+) -> None:
+    """A signed suite; `pools` maps each component to a folder of .debs.
+
+    `fields` are the index's own instead of those of a suite by a release of Debian's name.
+    """
     signing_key(key_folder)
-    dist = folder / "dists" / debian
+    dist = folder / "dists" / suite
     for component, source in sorted(pools.items()):
-        pool = folder / "pool" / component
+        pool = folder / "pool" / suite / component
         _fill_pool(pool, source)
         index = dist / component / "binary-amd64"
         index.mkdir(parents=True, exist_ok=True)
-        _write_packages(index, folder, f"pool/{component}")
-    _sign(dist, key_folder, {
+        _write_packages(index, folder, f"pool/{suite}/{component}")
+    own = fields or {
         "Origin": "gpuboot rehearsal", "Label": "gpuboot rehearsal",
-        "Suite": WORDS[debian]["@SUITE@"], "Codename": debian,
-        "Architectures": " ".join(ARCHITECTURES), "Components": " ".join(sorted(pools)),
-    })  # fmt: skip
+        "Suite": WORDS[suite]["@SUITE@"], "Codename": suite,
+    }  # fmt: skip
+    parts = {"Architectures": " ".join(ARCHITECTURES), "Components": " ".join(sorted(pools))}
+    _sign(dist, key_folder, {**own, **parts})
 
 
 def date_later(folder: Path) -> None:

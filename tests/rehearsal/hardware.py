@@ -33,6 +33,7 @@ class Gpu:
     subsystem: str = "12a2"
     kind: str = "030200"  # class: 3D controller
     fault: Fault = ""
+    held: str = ""  # the driver that somebody has bound to it, such as vfio-pci
 
 
 GPU_FIELDS = frozenset(field.name for field in fields(Gpu))
@@ -47,7 +48,8 @@ def gpu(given: Mapping[str, str]) -> Gpu:
 class Hardware:
     """What /etc/lab/hardware.json says of a node.
 
-    `nouveau` is what it does where nothing forbids it: busy means that it cannot be unloaded;
+    `rival` is the kernel's own driver for the cards, nouveau or nova_core; `nouveau` is what that
+    does where nothing forbids it: busy means that it cannot be unloaded;
     stuck, that no blacklist keeps it out either, as in a kernel that has it built in.
     `initramfs`: the first thing to load nouveau is the initramfs, as on real machines.
     """
@@ -55,6 +57,7 @@ class Hardware:
     kernel: str
     gpus: tuple[Gpu, ...] = (Gpu(),)
     nouveau: Literal["absent", "idle", "busy", "stuck"] = "idle"
+    rival: str = "nouveau"
     initramfs: bool = True
     efi: bool = False
     secure_boot: bool = False

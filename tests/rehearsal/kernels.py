@@ -123,7 +123,7 @@ def build(folder: Path, kernels: Mapping[str, Kernel]) -> None:
         image, meta = _image(both, kernel), _meta(both, kernel)
         if word != "gone":
             os.link(image, folder / "main" / image.name)
-        if word in ("auto", "cloud"):
+        if word in ("auto", "cloud", "custom"):
             os.link(meta, folder / "main" / meta.name)
 
 
@@ -156,7 +156,8 @@ def _meta(folder: Path, kernel: Kernel) -> Path:
 
 def flavour(kernel: Kernel) -> str:
     """The kernel's flavour, by which the metas go."""
-    return "cloud-amd64" if "cloud" in kernel.release else "amd64"
+    match = re.search(r"-((?:cloud-)?[a-z][a-z0-9]*)$", kernel.release)
+    return match[1] if match else "amd64"
 
 
 def _control(tree: Path, name: str, version: str, depends: str) -> None:

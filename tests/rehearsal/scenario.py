@@ -4,9 +4,11 @@ node.yaml (all keys but description are optional):
     description: what this scenario shows, one sentence
     core: true                    # `make test` runs it
     release: bookworm             # the node's Debian; or trixie
+    system: debian                # or ubuntu-22.04, -24.04, -26.04: what it says it is (ubuntu.py)
     driver: stand-in              # real: Debian's own packages, built by DKMS; takes minutes
     kernel: auto                  # the only one the node has: the archive's newest, older (the one
-                                  # before it), cloud (no DRM), gone (no headers in the archive)
+                                  # before it), cloud (no DRM), gone (no headers in the archive);
+                                  # Ubuntu's older and custom have no modules in the archive
     hostname: gpu-worker-1        # cloud-init's, and the API server's Node of a plain config
     nodes: 1                      # so many machines side by side: gpu-worker-1, gpu-worker-2 …
     cloud-init: present           # absent: it is not installed, and the rig writes config and token
@@ -26,6 +28,7 @@ node.yaml (all keys but description are optional):
     gpus: [{slot: "0000:03:00.0", device: 1eb8}]   # fields of hardware.Gpu; [] for none
     nouveau: absent               # absent | idle (can be unloaded) | busy (cannot)
                                   # | stuck (cannot, and no blacklist keeps it out)
+    rival: nouveau                # or nova_core: what that driver is
     initramfs: true               # nouveau is in the initramfs, as on real machines
     efi: false                    # the machine has EFI variables
     secure-boot: false            # and Secure Boot is on
@@ -35,10 +38,10 @@ node.yaml (all keys but description are optional):
 config.yaml: /etc/gpuboot/config.yaml, user-data.yaml: cloud-init's. Where one is missing,
 plain.yaml or plain-user-data.yaml beside the scenarios' folders takes its place, or for Rancher's
 nodes rancher.yaml or rancher-user-data.yaml. In both, @token@ @ca_hash@ @server@ @rke2_version@
-@rke2_sha256@ @archive_key@ @toolkit_key@ @proxy@ @kernel@ @older_kernel@ (releases) and
-@rancher_command@, a custom cluster's, are filled in. A line that holds nothing but @plain@ in
-config.yaml, or @config@ in user-data.yaml, becomes the plain configuration, or the scenario's, as
-far indented as that line.
+@rke2_sha256@ @archive_key@ @toolkit_key@ @nvidia_key@ @nvidia_new_key@ (cuda.py) @proxy@ @kernel@
+@older_kernel@ (releases) and @rancher_command@, a custom cluster's, are filled in. A line that
+holds nothing but @plain@ in config.yaml, or @config@ in user-data.yaml, becomes the plain
+configuration, or the scenario's, as far indented as that line.
 
 expect.yaml (only what is given is compared; see verdict.py):
     state: ready                  # of `gpuboot status --json`; the only key that must be there
@@ -89,7 +92,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import acts, archive, kernels, rancher, tree
+from tests.rehearsal import acts, archive, kernels, rancher, tree, ubuntu
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation, expectation
 from tests.rehearsal.table import ScenarioError, Table, read
@@ -118,6 +121,7 @@ class Setup:
     description: str
     core: bool
     release: str
+    system: str
     driver: str
     kernel: str
     hostname: str
@@ -130,6 +134,7 @@ class Setup:
     usr_local: str
     gpus: tuple[Mapping[str, str], ...]
     nouveau: str
+    rival: str
     initramfs: bool
     efi: bool
     secure_boot: bool
@@ -139,7 +144,8 @@ class Setup:
     @property
     def kind(self) -> tree.Kind:
         """The layers and the archive it needs."""
-        return tree.Kind(self.release, real=self.driver == "real")
+        system = "" if self.system == "debian" else self.system
+        return tree.Kind(self.release, real=self.driver == "real", ubuntu=system)
 
 
 @dataclass(frozen=True)
@@ -249,14 +255,20 @@ def _size(table: Table, key: str) -> str | None:
     return size
 
 
+def _kernels(system: str) -> tuple[str, ...]:
+    return tuple(ubuntu.SYSTEMS[system].kernels) if system in ubuntu.SYSTEMS else kernels.WORDS
+
+
 def _setup(table: Table) -> Setup:
     managed = table.table("rancher")
+    system = table.choice("system", ("debian", *ubuntu.SYSTEMS), "debian")
     setup = Setup(
         description=table.text("description"),
         core=table.flag("core", default=False),
         release=table.choice("release", tuple(archive.WORDS), "bookworm"),
+        system=system,
         driver=table.choice("driver", ("stand-in", "real"), "stand-in"),
-        kernel=table.choice("kernel", kernels.WORDS, "auto"),
+        kernel=table.choice("kernel", _kernels(system), "auto"),
         hostname=table.text("hostname", "gpu-worker-1"),
         nodes=table.number("nodes") or 1,
         cloud_init=table.choice("cloud-init", ("present", "absent"), "present"),
@@ -267,6 +279,7 @@ def _setup(table: Table) -> Setup:
         usr_local=table.choice("usr-local", tuple(USR_LOCAL), "writable"),
         gpus=tuple(map(acts.gpu, table.rows("gpus"))) if "gpus" in table else (T4,),
         nouveau=table.choice("nouveau", NOUVEAU, "absent"),
+        rival=table.choice("rival", ("nouveau", "nova_core"), "nouveau"),
         initramfs=table.flag("initramfs", default=True),
         efi=table.flag("efi", default=False),
         secure_boot=table.flag("secure-boot", default=False),

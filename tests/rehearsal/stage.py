@@ -151,6 +151,7 @@ def _hardware(scenario: Scenario, kernel: str) -> hardware.Hardware:
         gpus=tuple(map(hardware.gpu, setup.gpus)),
         # The reader has checked that it is one of these words.
         nouveau=cast('Literal["absent", "idle", "busy", "stuck"]', setup.nouveau),
+        rival=setup.rival,
         initramfs=setup.initramfs,
         efi=setup.efi,
         secure_boot=setup.secure_boot,

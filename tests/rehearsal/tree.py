@@ -24,12 +24,14 @@ from pathlib import Path
 from tests.rehearsal import (
     archive,
     cluster,
+    cuda,
     hardware,
     kernels,
     lab,
     packages,
     release,
     strange,
+    ubuntu,
 )
 from tests.rehearsal.command import run
 from tests.rehearsal.packages import Kernel
@@ -53,7 +55,7 @@ PRODUCT = ("gpuboot", "systemd", "cloud-init", "packaging", "docs", "setup.cfg",
            "README.md", "CHANGELOG.md", "LICENSE")  # fmt: skip
 # What the stand-ins are built from.
 STANDINS = ("archive.py", "hardware.py", "kernels.py", "release.py", "cluster.py", "pki.py",
-            "probes", "standins")  # fmt: skip
+            "probes", "standins", "ubuntu.py")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Ground:
             "rke2_sha256": self.rke2_sha256,
             "archive_key": ARCHIVE_KEY,
             "toolkit_key": TOOLKIT_KEY,
+            **cuda.keys(self.archive),
             "rancher_command": rancher_machine.registration(
                 cluster.RANCHER, self.rancher_checksum, self.rancher_token
             ),
@@ -93,13 +96,17 @@ class Ground:
 
 @dataclass(frozen=True)
 class Kind:
-    """What kind of machine: its release of Debian, and whether the driver's packages are real."""
+    """What kind of machine: its release of Debian, and whether the driver's packages are real.
+
+    Or the release of Ubuntu that the machine says it is, by the words of ubuntu.py.
+    """
 
     debian: str
     real: bool = False
+    ubuntu: str = ""
 
     def __str__(self) -> str:
-        return f"{self.debian}-real" if self.real else self.debian
+        return self.ubuntu or (f"{self.debian}-real" if self.real else self.debian)
 
 
 @contextlib.contextmanager
@@ -137,13 +144,15 @@ def prepare(kind: Kind) -> Ground:
     debian = kind.debian
     newest = packages.headers_kernel(_debs(kind)[0] / "main")
     known = kernels.known(_kernel_debs(kind), debian, newest)
-    lab_archive = _archive(kind, known)
+    if kind.ubuntu:
+        known = dict(ubuntu.SYSTEMS[kind.ubuntu].kernels)
+    lab_archive = _archive(kind, known, newest)
     identity = CACHE / "identity" / _digest([_here("cluster.py"), _here("pki.py")])
     made = cluster.prepare(identity)
     releases, sha256 = _releases()
     machine = _layer(
         f"machine-{kind}", [_base(debian)], _machine_inputs(debian, lab_archive, made.web_ca),
-        lambda tree: _furnish(tree, kind, newest, lab_archive, made.web_ca),
+        lambda tree: _furnish(tree, kind, known["auto"], lab_archive, made.web_ca),
     )  # fmt: skip
     product = _layer(
         f"gpuboot-{kind}", [machine, _base(debian)],
@@ -193,12 +202,13 @@ def _kernel_debs(kind: Kind) -> Path:
     return CACHE / "debs" / name
 
 
-def _archive(kind: Kind, known: Mapping[str, Kernel]) -> Path:
+def _archive(kind: Kind, known: Mapping[str, Kernel], newest: Kernel) -> Path:
     """What http://archive.lab/ serves: the signed suite, the toolkit's flat repository.
 
     And the suite again, as it is when a newer driver has come.
     """
-    names = ("archive.py", "hardware.py", "kernels.py", "standins", "strange.py")
+    names = ("archive.py", "cuda.py", "hardware.py", "kernels.py", "standins", "strange.py",
+             "ubuntu.py")  # fmt: skip
     debian, debs = kind.debian, _debs(kind)
     inputs = _digest(map(_here, names), [*debs, *known.values()])
     folder = CACHE / "archive" / f"{kind}-{inputs}"
@@ -222,6 +232,10 @@ def _archive(kind: Kind, known: Mapping[str, Kernel]) -> Path:
         archive.date_later(partial / "later")
         archive.publish_flat(partial / "toolkit", pools / "toolkit", KEYS)
         strange.publish(partial / "strange", pools / "toolkit", KEYS)
+        cuda.publish(partial, pools / "toolkit", KEYS)
+        if kind.ubuntu:
+            system = ubuntu.SYSTEMS[kind.ubuntu]
+            ubuntu.publish(partial / "ubuntu", system, debs[0] / "main", newest.release, KEYS)
         shutil.copyfile(key, partial / "archive.gpg")
         for source in suites.values():
             shutil.rmtree(source)
@@ -289,10 +303,13 @@ def _furnish(tree: Path, kind: Kind, kernel: Kernel, lab_archive: Path, web_ca: 
     debian = kind.debian
     _install_grub(tree, kind)
     write(tree, "etc/hosts", f"127.0.0.1 localhost\n{lab.ADDRESS} {HOSTS}\n")
-    write(
-        tree, "etc/apt/sources.list",
-        f"deb [signed-by={ARCHIVE_KEY}] http://archive.lab/debian {debian} main\n",
-    )  # fmt: skip
+    source = f"http://archive.lab/debian {debian} main"
+    if kind.ubuntu:
+        system = ubuntu.SYSTEMS[kind.ubuntu]
+        source = f"http://archive.lab/ubuntu {system.codename} {' '.join(ubuntu.COMPONENTS)}"
+        (tree / "etc/os-release").unlink()
+        write(tree, "etc/os-release", ubuntu.os_release(system))
+    write(tree, "etc/apt/sources.list", f"deb [signed-by={ARCHIVE_KEY}] {source}\n")
     for keyring in (ARCHIVE_KEY, TOOLKIT_KEY):
         shutil.copyfile(lab_archive / "archive.gpg", tree / keyring.lstrip("/"))
         (tree / keyring.lstrip("/")).chmod(0o644)

@@ -413,3 +413,19 @@ def test_a_driver_that_came_without_the_persistence_daemon_is_loaded_all_the_sam
     node.unit("nvidia-persistenced.service", **ABSENT)
     assert isinstance(settled(node, DriverLoaded()), Ok)
     assert modules.active == set()
+
+
+def test_where_there_is_no_nvidia_modprobe_the_device_files_are_made_by_hand(node: Node) -> None:
+    def mknod(command: Command) -> Result:
+        node.put(command.argv[2])
+        return Result(0)
+
+    Modules(node)
+    node.put("/lib/udev/rules.d/71-nvidia.rules")
+    node.put("/proc/devices", "Character devices:\n195 nvidia\n505 nvidia-uvm\n\nBlock devices:\n")
+    node.put("/dev/nvidiactl")  # udev has made this one
+    node.answers["mknod"] = mknod
+    assert reason(settled(node, DriverLoaded()), Ok)
+    assert [line for line in node.ran if "mknod" in line or "nvidia-modprobe" in line] == [
+        "mknod --mode=0666 /dev/nvidia-uvm c 505 0", "mknod --mode=0666 /dev/nvidia0 c 195 0",
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuboot import cards, drivers
+from gpuboot.catalog import NVIDIA, RELEASES, TABLE
 from gpuboot.config import Config, Driver
 from gpuboot.errors import GpubootError
 from gpuboot.existing import Driver as There
@@ -52,20 +53,23 @@ HEALTHY = st.builds(
     MIXED,
 )  # fmt: skip
 EXISTING = st.one_of(MIXED, HEALTHY)
-KNOWN = st.sampled_from([("debian", "12"), ("debian", "13")])
-RELEASES = KNOWN | KNOWN | st.sampled_from([("debian", "11"), ("ubuntu", "24.04"), ("", "")])
+KNOWN = st.sampled_from([tuple(release.split()) for release in RELEASES])
+RELEASED = KNOWN | KNOWN | st.sampled_from([("debian", "11"), ("ubuntu", "20.04"), ("", "")])
+KERNELS = st.sampled_from(["6.1.0-50-amd64", "6.8.0-60-generic", "6.17.0-1018-gcp", "6.1.0", ""])
 CARDS = st.lists(DEVICES, max_size=3).map(
     lambda devices: tuple(Gpu(f"0000:0{at}:00.0", one, None) for at, one in enumerate(devices))
 )
 
 
-def archive(release: str) -> set[str]:
-    """The names of NVIDIA's packages that a release has."""
-    lines = (DATA / f"packages/{release.replace(' ', '-')}.txt").read_text().splitlines()
+def archive(release: str, source: str) -> set[str]:
+    """The names of the packages that a source has for a release."""
+    nvidias = f"nvidia-{release.replace(' ', '').replace('.', '')}"
+    name = nvidias if source == NVIDIA else release.replace(" ", "-")
+    lines = (DATA / f"packages/{name}.txt").read_text().splitlines()
     return {line.split()[0] for line in lines if line[0] != "#"}
 
 
-ARCHIVES = {release: archive(release) for release in ("debian 12", "debian 13")}
+ARCHIVES = {(row.release, row.source): archive(row.release, row.source) for row in TABLE}
 
 
 def chosen(wanted: Driver, machine: Facts) -> drivers.Choice | GpubootError:
@@ -90,8 +94,15 @@ def look(wanted: Driver, machine: Facts) -> str:
         assert machine.driver
         assert not machine.driver.fault
         return "adopted"
-    assert set(found.packages) <= ARCHIVES[drivers.release_of(machine)]
-    assert wanted.branch in (None, found.branch)
+    there = ARCHIVES[drivers.release_of(machine), found.source]
+    assert {*found.packages, *found.otherwise} <= there
+    assert wanted.source in ("auto", found.source)
+    assert wanted.build in ("auto", found.build)
+    assert bool(found.stem) == (found.build == "precompiled")
+    assert not found.stem or f"{found.stem}-generic" in there
+    assert not (machine.secure_boot and found.otherwise)
+    assert wanted.branch in (None, found.branch) or wanted.branch in found.reason
+    assert not found.gsp_off or found.kernel_module_type == "proprietary"
     assert wanted.kernel_module_type in ("auto", found.kernel_module_type)
     for gpu in machine.gpus:
         family = cards.family(gpu.device)
@@ -108,12 +119,20 @@ def explore(examples: int) -> Counter[str]:
     seen: Counter[str] = Counter()
 
     @settings(max_examples=examples)
-    @given(WANTED, RELEASES, st.none() | EXISTING, CARDS)
+    @given(WANTED, RELEASED, st.none() | EXISTING, CARDS, KERNELS, st.none() | st.booleans())
     def every(
-        wanted: Driver, release: tuple[str, str], there: There | None, gpus: tuple[Gpu, ...]
+        wanted: Driver,
+        release: tuple[str, str],
+        there: There | None,
+        gpus: tuple[Gpu, ...],
+        kernel: str,
+        secure_boot: bool | None,
     ) -> None:
         system, version = release
-        machine = facts(os_id=system, os_version=version, driver=there, gpus=gpus)
+        machine = facts(
+            os_id=system, os_version=version, driver=there, gpus=gpus, kernel=kernel,
+            secure_boot=secure_boot,
+        )  # fmt: skip
         seen[look(wanted, machine)] += 1
 
     every()

@@ -179,3 +179,12 @@ def test_the_facts_have_it(node: Node) -> None:
     put_module(node)
     put_libraries(node)
     assert facts.gather(node.host).driver == existing.look(node.host)
+
+
+def test_where_udev_makes_the_device_files_no_program_need(node: Node) -> None:
+    put_module(node)
+    put_libraries(node)
+    (node.root / "usr/bin/nvidia-modprobe").unlink()
+    assert look(node).fault == "nvidia-modprobe missing"
+    node.put("/lib/udev/rules.d/71-nvidia.rules")
+    assert look(node).fault == ""

@@ -108,11 +108,10 @@ def test_nouveau_is_blocked_by_a_file(node: Node) -> None:
     ("step", "off"),
     [
         (NouveauBlocked(), True),
-        (NouveauBlocked("proprietary"), True),
-        (NouveauBlocked("open"), False),
+        (NouveauBlocked(gsp_off=False), False),
     ],
 )
-def test_only_the_proprietary_module_can_do_without_the_gsp_firmware(
+def test_the_module_is_told_to_do_without_the_gsp_firmware_where_it_is_to(
     node: Node, step: NouveauBlocked, *, off: bool
 ) -> None:
     settled(node, step)
@@ -122,10 +121,10 @@ def test_only_the_proprietary_module_can_do_without_the_gsp_firmware(
     assert step.writes(node.host) == {"/etc/modprobe.d/gpuboot.conf": text}
 
 
-def test_the_options_follow_the_kind_of_module(node: Node) -> None:
-    settled(node, NouveauBlocked("proprietary"))
-    assert reason(NouveauBlocked("open").check(node.host), Pending)
-    assert reason(settled(node, NouveauBlocked("open")), Ok)
+def test_the_options_follow_the_choice(node: Node) -> None:
+    settled(node, NouveauBlocked(gsp_off=True))
+    assert reason(NouveauBlocked(gsp_off=False).check(node.host), Pending)
+    assert reason(settled(node, NouveauBlocked(gsp_off=False)), Ok)
 
 
 # -- answering

@@ -26,11 +26,11 @@ def record(**changes: str) -> str:
 
 def test_of_all_devices_only_nvidias_gpus_are_found() -> None:
     assert pci.parse(LSPCI) == [
-        Gpu("0000:13:00.0", "1eb8", "nvidia"),
-        Gpu("0000:1b:00.0", "2236", None),
-        Gpu("0000:1c:00.0", "1fb0", "nouveau"),
-        Gpu("0000:2a:00.0", "1eb8", "nvidia", answers=False),
-        Gpu("10000:01:00.0", "1eb8", "nouveau"),
+        Gpu("0000:13:00.0", "1eb8", "nvidia", subsystem="10de:12a2"),
+        Gpu("0000:1b:00.0", "2236", None, subsystem="10de:1482"),
+        Gpu("0000:1c:00.0", "1fb0", "nouveau", subsystem="10de:1488"),
+        Gpu("0000:2a:00.0", "1eb8", "nvidia", answers=False, subsystem="10de:12a2"),
+        Gpu("10000:01:00.0", "1eb8", "nouveau", subsystem="10de:12a2"),
     ]
 
 
@@ -103,13 +103,14 @@ def test_a_machine_without_a_bus_has_no_gpus(node: Node) -> None:
         ([GOOD, GOOD], []),
         ([UNSET, GOOD, UNSET], [0, 2]),
         ([GOOD] * 6 + [UNSET] * 7, []),
-        (["0x0 0x0 0x0", "garbage", ""], []),
+        (["0x0 0x0 0x0", GOOD, "0x0 0x0 0x0", "0x0 0x0 0x0"], [0, 3]),  # no kernel placed them
+        (["garbage", ""], []),
         ([], []),
     ],
 )
 def test_a_region_without_an_address_is_found(node: Node, lines: list[str], bad: list[int]) -> None:
     node.put(f"/sys/bus/pci/devices/{SLOT}/resource", "\n".join(lines) + "\n")
-    assert pci.unassigned(node.host, SLOT) == bad
+    assert pci.unassigned(node.host, Gpu(SLOT, "1eb8", None)) == bad
 
 
 @pytest.mark.parametrize(

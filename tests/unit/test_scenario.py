@@ -19,6 +19,8 @@ VALUES = {
     "rke2_sha256": "b" * 64,
     "archive_key": "/a.gpg",
     "toolkit_key": "/t.gpg",
+    "nvidia_key": "A" * 40,
+    "nvidia_new_key": "B" * 40,
     "kernel": "6.1.0-56-amd64",
     "older_kernel": "6.1.0-55-amd64",
     "proxy": "http://node:secret@proxy.lab:3128",

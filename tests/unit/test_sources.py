@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpuboot import aptsources, sources
+from gpuboot.catalog import ARCHIVES
 from gpuboot.errors import GpubootError
 from gpuboot.host import Command, Result
 from gpuboot.sources import OwnArchive, PackageSources, Source
@@ -19,8 +20,9 @@ ONE, TWO = "58F3521728BBB9685D1A977BD3C57A035AD59FA7", "B855ACEF5BC8FC9838570621
 ONLY_ONE = COLONS[: COLONS.index("pub:-:255:22:7E184")]
 KEY = (DATA / "archive-key.asc").read_text(encoding="utf-8")
 HEAD = "# Written by gpuboot from /etc/gpuboot/config.yaml; changes here are overwritten.\n"
+AREAS = ARCHIVES["debian"].components
 COMPONENTS = "Components: main contrib non-free non-free-firmware\n"
-ARCHIVE = Source("distribution", "http://archive/debian", "bookworm", "/keys/archive.gpg")
+ARCHIVE = Source("distribution", "http://archive/debian", "bookworm", "/keys/archive.gpg", AREAS)
 TOOLKIT = Source("toolkit", "https://mirror/toolkit", "/", ONE)
 TOOLKIT_KEY = "/etc/apt/keyrings/gpuboot-toolkit.asc"
 
@@ -127,7 +129,7 @@ def test_the_own_archive_is_copied_with_all_components_and_each_entrys_key(node:
         "http://deb/debian bookworm main Packages /etc/apt/sources.list.d/gpuboot.sources:1",
     )
     one, three = "/usr/share/keyrings/one.gpg", "/usr/share/keyrings/three.gpg"
-    assert written(node, OwnArchive("bookworm")) == HEAD + "\n".join([
+    assert written(node, OwnArchive("bookworm", AREAS)) == HEAD + "\n".join([
         stanza("http://deb/debian", "bookworm", one),
         stanza("http://deb/debian", "bookworm-updates", one),
         stanza("http://deb/debian-security", "bookworm-security", three),
@@ -149,7 +151,7 @@ def test_the_key_of_a_line_is_the_one_in_its_brackets(
 ) -> None:
     node.put("/etc/apt/sources.list", text)
     targets(node, f"http://l/debian bookworm main Packages /etc/apt/sources.list:{line}")
-    assert written(node, OwnArchive("bookworm")) == HEAD + stanza(
+    assert written(node, OwnArchive("bookworm", AREAS)) == HEAD + stanza(
         "http://l/debian", "bookworm", key
     )
 
@@ -159,12 +161,12 @@ def test_a_key_that_stands_in_the_entry_itself_is_copied(node: Node) -> None:
     body = "".join(f" {line or '.'}\n" for line in KEY.splitlines())
     node.put(FILE, f"Types: deb\nURIs: http://deb/debian\nSuites: bookworm\nSigned-By:\n{body}")
     targets(node, f"http://deb/debian bookworm main Packages {FILE}:1")
-    assert "BEGIN PGP PUBLIC KEY BLOCK" in (written(node, OwnArchive("bookworm")) or "")
+    assert "BEGIN PGP PUBLIC KEY BLOCK" in (written(node, OwnArchive("bookworm", AREAS)) or "")
 
 
 def test_a_node_without_the_archive_is_told_so(node: Node) -> None:
     targets(node, "http://elsewhere/ubuntu noble main Packages /etc/apt/sources.list:1")
-    error = refused(node, OwnArchive("bookworm"))
+    error = refused(node, OwnArchive("bookworm", AREAS))
     assert (error.code.id, error.retry) == ("GB212", False)
 
 
@@ -177,7 +179,7 @@ def test_the_own_archive_is_found_before_the_first_update(node: Node) -> None:
 
     node.put(FILE, SOURCES)
     node.answers["apt-get indextargets"] = indextargets
-    text = written(node, OwnArchive("bookworm")) or ""
+    text = written(node, OwnArchive("bookworm", AREAS)) or ""
     assert text.count("Suites: bookworm\n") == 1
 
 
@@ -190,7 +192,7 @@ def test_a_source_that_apt_cannot_read_hides_no_archive(node: Node) -> None:
     node.put(FILE, SOURCES)
     node.answers["apt-get indextargets"] = indextargets
     assert "URIs: http://deb/debian\nSuites: bookworm\n" in (
-        written(node, OwnArchive("bookworm")) or ""
+        written(node, OwnArchive("bookworm", AREAS)) or ""
     )
 
 

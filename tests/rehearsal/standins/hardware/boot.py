@@ -90,6 +90,8 @@ def plug(gpu: dict[str, str]) -> None:
     (folder / "config").write_bytes(config(gpu))
     if fault:
         (kernel.STATE / "faults" / gpu["slot"]).write_text(f"{fault}\n")
+    if gpu.get("held"):
+        kernel.bind(gpu["slot"], gpu["held"])
     kernel.say(f"pci {gpu['slot']}: [10de:{device}] type 00 class 0x{kind}", 6)
     if fault == "bar-unset":
         kernel.say(f"pci {gpu['slot']}: BAR 1: no space for [mem size 0x10000000 64bit pref]")
@@ -145,19 +147,19 @@ def prepare_sys() -> None:
 
 
 def initramfs() -> None:
-    """The pretended initramfs: it holds nouveau unless the blacklist went into it."""
+    """The pretended initramfs: it holds nouveau or nova unless the blacklist went into it."""
     held = bool(kernel.settings().get("initramfs", True))
     record = kernel.blacklisted_at_start(kernel.release())
     recorded = record.read_text().split() if record.exists() else []
     stuck = kernel.settings()["nouveau"] == "stuck"
-    if held and kernel.gpus() and (stuck or "nouveau" not in recorded):
-        modprobe.main(["-q", "nouveau"])
+    if held and kernel.gpus() and (stuck or kernel.rival() not in recorded):
+        modprobe.main(["-q", kernel.rival()])
 
 
 def coldplug() -> None:
-    """udev loads by alias whatever is not blacklisted: nouveau first, then nvidia."""
+    """udev loads by alias whatever is not blacklisted: the kernel's own driver first."""
     for slot in kernel.gpus():
-        modprobe.main(["-b", "-q", "nouveau"])
+        modprobe.main(["-b", "-q", kernel.rival()])
         modprobe.main(["-b", "-q", (kernel.DEVICES / slot / "modalias").read_text().strip()])
 
 

@@ -27,6 +27,9 @@ PROC = STATE / "proc-driver"  # bound over /proc/driver
 DRM = Path("/dev/dri")
 LOG = STATE / "dmesg"
 KMSG = Path("/dev/kmsg")
+RULES = Path("/lib/udev/rules.d/71-nvidia.rules")
+# Whose certificates are built into the releases' kernels: what they have signed is let in.
+BUILT_IN = ("Canonical Ltd.", "Debian Secure Boot")
 
 # What Debian's kernel has and a walk or RKE2 may ask for; headers alone bring no such file.
 INCLUDED = frozenset(
@@ -79,6 +82,13 @@ class Module:
     vermagic: str
     options: Mapping[str, str]
     needs: tuple[str, ...] = ()
+    signer: str = ""
+    licence: str = "NVIDIA"
+
+    @property
+    def kind(self) -> str:
+        """As the module says it of itself: the open one is licensed otherwise."""
+        return "Open Kernel Module for x86_64" if "GPL" in self.licence else "x86_64 Kernel Module"
 
 
 def settings() -> dict[str, object]:
@@ -181,8 +191,8 @@ def device_files(name: str) -> list[str]:
         return ["/dev/nvidiactl", *(f"/dev/nvidia{minor}" for minor in range(len(gpus())))]
     if name == "nvidia_uvm":
         return ["/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-    if name == "nouveau":
-        cards = [entry for slot in gpus() if driver_of(slot) == "nouveau"
+    if name == rival():
+        cards = [entry for slot in gpus() if driver_of(slot) == rival_driver()
                  for entry in (DEVICES / slot / "drm").glob("*")]  # fmt: skip
         return [str(DRM / entry.name) for entry in cards]
     return []
@@ -223,17 +233,29 @@ def _appear(module: Module) -> None:
     count_references(module.name)
 
 
-def insert_nouveau() -> None:
-    """What udev's coldplug does on a machine where nothing forbids nouveau."""
-    if loaded("nouveau"):
+def rival() -> str:
+    """The module of the kernel's own that takes the card: nouveau, or its successor nova_core."""
+    return str(settings().get("rival") or "nouveau")
+
+
+def rival_driver() -> str:
+    """The name by which it stands on the bus."""
+    return {"nova_core": "NovaCore"}.get(rival(), rival())
+
+
+def insert_rival() -> None:
+    """What udev's coldplug does on a machine where nothing forbids it."""
+    if loaded(rival()):
         return
-    _appear(Module("nouveau", "", release(), {}))
+    _appear(Module(rival(), "", release(), {}))
     for slot in gpus():
         if driver_of(slot) is None and fault(slot) != "bar-unset":
-            bind(slot, "nouveau")
+            bind(slot, rival_driver())
             _draw(slot)
-            say(f"nouveau {slot}: NVIDIA TU104 (164000a1)", 6)
-    count_references("nouveau")
+            say(f"{rival_driver()} {slot}: NVIDIA TU104 (164000a1)", 6)
+    if rival() == "nova_core":
+        _appear(Module("nova_drm", "", release(), {}, ("nova_core",)))
+    count_references(rival())
 
 
 def _draw(slot: str) -> None:
@@ -257,7 +279,7 @@ def insert(module: Module) -> None:
     if module.vermagic.split(" ")[0] != release():
         say(f"{module.name}: version magic '{module.vermagic}' should be '{release()} SMP'", 3)
         raise Refused("Exec format error")
-    if settings().get("secure_boot"):
+    if settings().get("secure_boot") and not module.signer.startswith(BUILT_IN):
         say("Loading of module with unavailable key is rejected", 5)
         raise Refused("Key was rejected by service")
     say(f"{module.name}: module verification failed: signature and/or required key missing")
@@ -266,6 +288,32 @@ def insert(module: Module) -> None:
     _appear(module)
     if module.name == "nvidia":
         _proc(module)
+        for slot in gpus():
+            _complain(slot)
+    if RULES.exists():
+        _make_devices(module.name)
+
+
+def _make_devices(name: str) -> None:
+    """What udev does on Ubuntu as soon as a module is loaded; Debian has nvidia-modprobe do it."""
+    numbers = {"nvidia_uvm": {"nvidia-uvm": (511, 0), "nvidia-uvm-tools": (511, 1)}}
+    numbers["nvidia"] = {f"nvidia{minor}": (195, minor) for minor in range(len(gpus()))}
+    numbers["nvidia"]["nvidiactl"] = (195, 255)
+    for file, (major, minor) in numbers.get(name, {}).items():
+        with suppress(FileExistsError):
+            os.mknod(f"/dev/{file}", 0o666 | stat.S_IFCHR, os.makedev(major, minor))
+            Path(f"/dev/{file}").chmod(0o666)  # past the umask
+
+
+def _complain(slot: str) -> None:
+    """What the module says of a broken card once somebody opens it; here when it is loaded."""
+    if fault(slot) == "init-fails":
+        say(f"NVRM: GPU {slot}: RmInitAdapter failed! (0x26:0x56:1463)", 3)
+        say(f"NVRM: GPU {slot}: rm_init_adapter failed, device minor number 0", 3)
+    elif fault(slot) == "lost":
+        lost = "GPU has fallen off the bus."
+        say(f"NVRM: Xid (PCI:{slot.rpartition('.')[0]}): 79, pid='<unknown>', {lost}", 3)
+        say(f"NVRM: GPU {slot}: {lost}", 3)
 
 
 def _probe(module: Module) -> None:
@@ -287,7 +335,7 @@ def _probe(module: Module) -> None:
     if not any(driver_of(slot) == "nvidia" for slot in found):
         say("NVRM: No NVIDIA devices probed.")
         raise Refused("No such device")
-    say(f"NVRM: loading NVIDIA UNIX x86_64 Kernel Module  {module.version}  {BUILT}", 5)
+    say(f"NVRM: loading NVIDIA UNIX {module.kind}  {module.version}  {BUILT}", 5)
 
 
 def _probe_device(slot: str) -> bool:
@@ -304,8 +352,8 @@ def remove(name: str) -> None:
     name = canonical(name)
     if count_references(name) > 0:
         raise Refused(f"Module {name} is in use.")
-    if name in ("nvidia", "nouveau"):
-        unbind_all(name)
+    if name in ("nvidia", rival()):
+        unbind_all("nvidia" if name == "nvidia" else rival_driver())
     if name == "nvidia":
         _erase(PROC / "nvidia")
     _erase(MODULES / name)
@@ -342,7 +390,7 @@ def _proc(module: Module) -> None:
     folder = PROC / "nvidia"
     (folder / "gpus").mkdir(parents=True)
     (folder / "version").write_text(
-        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {module.version}  {BUILT}\n"
+        f"NVRM version: NVIDIA UNIX {module.kind}  {module.version}  {BUILT}\n"
         "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1) \n"
     )
     given = {key.removeprefix("NVreg_"): value for key, value in module.options.items()}

@@ -83,14 +83,15 @@ def describe(path: str, options: str) -> kernel.Module:
     )
     return kernel.Module(
         fields.get("name", Path(path).stem), fields.get("version", ""),
-        fields.get("vermagic", ""), given, needs,
+        fields.get("vermagic", ""), given, needs, fields.get("signer", ""),
+        fields.get("license", ""),
     )  # fmt: skip
 
 
 def insert(name: str, options: list[str], asked: argparse.Namespace) -> int:
     plain = kernel.canonical(name)
-    if plain == "nouveau":
-        return insert_nouveau(asked)
+    if plain == kernel.rival():
+        return insert_rival(asked)
     if kernel.included(plain):
         return 0
     flags = ["-b"] * asked.use_blacklist + ["-i"] * asked.ignore_install
@@ -110,14 +111,15 @@ def insert(name: str, options: list[str], asked: argparse.Namespace) -> int:
     return 0
 
 
-def insert_nouveau(asked: argparse.Namespace) -> int:
+def insert_rival(asked: argparse.Namespace) -> int:
+    name = kernel.rival()
     if kernel.settings()["nouveau"] == "absent":
         folder = f"/lib/modules/{kernel.release()}"
-        return complain(f"FATAL: Module nouveau not found in directory {folder}", asked.quiet)
-    if asked.use_blacklist and blacklisted("nouveau"):
+        return complain(f"FATAL: Module {name} not found in directory {folder}", asked.quiet)
+    if asked.use_blacklist and blacklisted(name):
         return 0
     with kernel.locked():
-        kernel.insert_nouveau()
+        kernel.insert_rival()
     return 0
 
 
@@ -167,7 +169,7 @@ def remove(name: str, asked: argparse.Namespace) -> int:
     if command is not None:
         return subprocess.run(["/bin/sh", "-c", command], check=False).returncode
     if not kernel.loaded(plain):
-        known = plain == "nouveau" and kernel.settings()["nouveau"] != "absent"
+        known = plain == kernel.rival() and kernel.settings()["nouveau"] != "absent"
         if known or kernel.included(plain) or real("--show-depends", name).returncode == 0:
             return 0
         return complain(f"FATAL: Module {name} not found.", asked.quiet)
