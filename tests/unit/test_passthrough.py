@@ -40,7 +40,7 @@ def vmware(node: Node, *, efi: bool = True) -> None:
 
 
 def diagnose(node: Node, lines: str, gpu: Gpu = T4) -> GpubootError:
-    node.answers["journalctl"] = lines
+    node.answers["journalctl"] = "\n".join(reversed(lines.splitlines()))  # as journalctl does
     found = passthrough.diagnose(node.host, [gpu])
     assert found
     assert not found.retry  # and no reboot is asked for: an error ends the walk
