@@ -47,22 +47,7 @@ Default: false
 Description: Late-link NVIDIA kernel modules?
  Enable this to link the NVIDIA kernel modules in the kernel package and make them available.
 """
-LINK = """\
-#!/bin/sh
-# Links the modules of this kernel from their objects, and appends the signatures.
-set -e
-[ "$1" = configure ] || exit 0
-. /usr/share/debconf/confmodule
-db_get linux/nvidia/latelink
-[ "$RET" = true ] || exit 0
-cd /lib/modules/@KERNEL@/kernel/@FOLDER@
-for object in bits/*.o; do
-    name=$(basename "$object" .o)
-    ld -r -o "$name.ko" "$object"
-    cat "/lib/modules/@KERNEL@/kernel/nvidia-580/bits/$name.ko.sig" >> "$name.ko"
-done
-depmod @KERNEL@
-"""
+LINK = hardware.STANDINS / "ubuntu/postinst"  # of the package that links the modules
 
 
 @dataclass(frozen=True)
@@ -291,7 +276,7 @@ def _modules(pool: Path, kernel: Kernel) -> None:
         _pack(signatures, pool, f"linux-signatures-nvidia-{release}", version,
               f"Depends: linux-image-{release} | linux-image-unsigned-{release}\n")  # fmt: skip
         tree = Path(scratch) / "modules"
-        script = LINK.replace("@KERNEL@", release).replace("@FOLDER@", FOLDER)
+        script = LINK.read_text().replace("@KERNEL@", release).replace("@FOLDER@", FOLDER)
         archive.write(tree / "DEBIAN/postinst", script, 0o755)
         archive.write(tree / "DEBIAN/templates", TEMPLATE)
         own = f"(= {version})"
