@@ -98,7 +98,9 @@ def diagnose(host: Host, gpus: Sequence[pci.Gpu]) -> GpubootError | None:
     for sign in SIGNS:
         if match := re.search(sign.pattern, lines):
             found = next((word or "" for word in match.groups()), "")
-            where = next((gpu for gpu in gpus if gpu.slot in _line(lines, match)), None)
+            line = _line(lines, match)
+            # A line of an Xid names the card without its function (facts: nvidia 1.4).
+            where = next((gpu for gpu in gpus if gpu.slot.rpartition(".")[0] in line), None)
             name = f"GPU {where.slot}" if where else _listed(gpus)
             return GpubootError(
                 sign.code,
@@ -136,8 +138,8 @@ def shared(gpu: pci.Gpu) -> GpubootError | None:
     return GpubootError(
         VGPU,
         f"GPU {gpu.slot} is a vGPU profile of a T4 (subsystem {gpu.subsystem}), no whole card",
-        hint="give the VM a T4 by PCI passthrough; or install NVIDIA's GRID driver, which needs a"
-        " licence, and set driver.source: preinstalled",
+        hint="give the VM a whole T4 by PCI passthrough: gpuboot does not set up NVIDIA's GRID"
+        " driver, which a share of a card needs",
     )
 
 

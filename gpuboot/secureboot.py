@@ -38,7 +38,7 @@ def refusal(host: Host, facts: Facts, choice: Choice) -> GpubootError | None:
         return None
     if choice.adopted and _signed(host, facts):
         return None
-    if any(_enrolled(host, key) for key in KEYS):
+    if not choice.adopted and any(_enrolled(host, key) for key in KEYS):
         return None
     what = "the driver that is there is" if choice.adopted else "what DKMS builds is"
     return GpubootError(

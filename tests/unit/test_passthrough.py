@@ -71,6 +71,14 @@ def test_what_the_kernel_says_is_told_with_its_code(
     assert found.hint
 
 
+def test_of_two_cards_the_one_that_an_xid_names_is_told(node: Node) -> None:
+    other = Gpu("0000:0b:00.0", "1eb8", "nvidia")
+    node.answers["journalctl"] = "NVRM: Xid (PCI:0000:0b:00): 79, GPU has fallen off the bus."
+    found = passthrough.diagnose(node.host, [T4, other])
+    assert found
+    assert found.message == "GPU 0000:0b:00.0: it has fallen off the bus"
+
+
 def test_the_worst_counts_where_there_are_several(node: Node) -> None:
     lines = "\n".join([LINES["probe"], LINES["init"], LINES["bus"]])
     assert diagnose(node, lines).code.id == "GB114"

@@ -96,6 +96,14 @@ def test_of_a_driver_that_is_there_the_signer_counts(
     assert not found or "the driver that is there is signed with no key" in found.message
 
 
+def test_an_enrolled_key_of_dkms_has_not_signed_somebody_elses_driver(node: Node) -> None:
+    there = There("550.90.07", "proprietary", MODULE, "", False, "550.90.07", ())
+    node.put(KEY, "a key")
+    node.answers[f"mokutil --test-key {node.root}{KEY}"] = "mok.pub is already enrolled\n"
+    assert refusal(node, LOCKED) is None
+    assert refusal(node, replace(LOCKED, driver=there))
+
+
 def test_it_is_told_before_anything_is_done(node: Node) -> None:
     for name in ("/usr/bin/x", "/var/x"):  # whose free space is looked at
         node.put(name)
