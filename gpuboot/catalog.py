@@ -6,7 +6,7 @@ for each; facts: nvidia 2.3 to 2.5), the modules' names in the packages' dkms.co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from gpuboot.cards import OPEN, PROPRIETARY
@@ -14,7 +14,6 @@ from gpuboot.cards import OPEN, PROPRIETARY
 ARCHITECTURE = "amd64"
 DKMS, PRECOMPILED = "dkms", "precompiled"
 DISTRIBUTION, NVIDIA = "distribution", "nvidia"
-SOURCES = {DISTRIBUTION: "the distribution's packages", NVIDIA: "NVIDIA's repository"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,6 @@ _TESLA = ("nvidia-tesla-535-kernel-dkms", "nvidia-tesla-535-smi", "libnvidia-tes
           "libnvidia-tesla-535-cuda1", "libnvidia-tesla-535-cfg1", "nvidia-modprobe",
           "nvidia-persistenced", "firmware-nvidia-tesla-535-gsp")  # fmt: skip
 
-
 _KIND = {PROPRIETARY: ("nvidia-kernel-dkms", "nvidia-kernel-support"),
          OPEN: ("nvidia-open-kernel-dkms", "nvidia-open-kernel-support")}  # fmt: skip
 
@@ -176,3 +174,18 @@ TABLE = (
     *_debian(),
 )
 RELEASES = ("debian 12", "debian 13", *_UBUNTU)  # in the order in which people are told of them
+
+
+def listed(releases: Container[str] = RELEASES) -> str:
+    """Releases as a person says them: `Debian 12 and 13, Ubuntu 24.04`."""
+    known: dict[str, list[str]] = {}
+    for release in RELEASES:
+        name, _, version = release.partition(" ")
+        if release in releases:
+            known.setdefault(name.capitalize(), []).append(version)
+    return ", ".join(f"{name} {_and(versions)}" for name, versions in known.items())
+
+
+def _and(words: list[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last

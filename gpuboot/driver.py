@@ -43,6 +43,7 @@ DEVICES_TEXT = """\
 ExecStartPost=-/usr/bin/nvidia-modprobe -u -c 0
 """
 BOOT_FILES = {MODULES_LOAD: MODULES_LOAD_TEXT, DEVICES: DEVICES_TEXT}
+UVM_TOOLS = "/dev/nvidia-uvm-tools"
 CARDS = "195"  # the major number of the cards' device files, by the kernel's own list
 PERSISTENCED = "nvidia-persistenced.service"
 # In the order of unloading: each before what it stands on, and first the one that a console uses.
@@ -194,3 +195,5 @@ def _make_devices(host: Host) -> None:
         minor = "0" if uvm else name.removeprefix("/dev/nvidia").replace("ctl", "255")
         if major:
             host.must(["mknod", "--mode=0666", name, "c", major, minor])
+        if major and uvm and not host.exists(UVM_TOOLS):
+            host.must(["mknod", "--mode=0666", UVM_TOOLS, "c", major, "1"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuboot import cards
 from gpuboot.cards import PROPRIETARY
-from gpuboot.catalog import ARCHITECTURE, DKMS, PRECOMPILED, RELEASES, TABLE, Row
+from gpuboot.catalog import ARCHITECTURE, DKMS, PRECOMPILED, RELEASES, TABLE, Row, listed
 from gpuboot.errors import Code, GpubootError
 
 if TYPE_CHECKING:
@@ -162,18 +162,8 @@ def unfit(facts: Facts) -> GpubootError | None:
 
 
 def _unsupported(facts: Facts) -> GpubootError:
-    known: dict[str, list[str]] = {}
-    for release in RELEASES:
-        name, _, version = release.partition(" ")
-        known.setdefault(name.capitalize(), []).append(version)
-    listed = ", ".join(f"{name} {_and(versions)}" for name, versions in known.items())
-    message = f"{system(facts)} is not supported; on {ARCHITECTURE} these are: {listed}"
+    message = f"{system(facts)} is not supported; on {ARCHITECTURE} these are: {listed()}"
     return GpubootError(UNSUPPORTED, message)
-
-
-def _and(words: Sequence[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _listed(rows: Sequence[Row]) -> str:
@@ -205,6 +195,7 @@ def _adopt(there: Driver, wanted: Wanted, facts: Facts) -> Choice:
         "preinstalled", there.branch, kind, DKMS if there.dkms else PRECOMPILED, signed=False,
         packages=(),
         reason=f"{there.version} of {there.origin} is on this machine and stays untouched: {why}",
+        gsp_off=_gsp_off(kind, facts),
     )  # fmt: skip
 
 
@@ -328,7 +319,7 @@ def _of_packages(
         otherwise=_otherwise(row, offered, wanted, facts),
         rivals=row.rivals,
         pin=f"{wanted.branch}*" if exact else row.pin,
-        gsp_off=_gsp_off(row, facts),
+        gsp_off=_gsp_off(row.kernel_module_type, facts),
         warnings=tuple(warnings),
     )  # fmt: skip
 
@@ -344,11 +335,11 @@ def _otherwise(row: Row, offered: Sequence[Row], wanted: Wanted, facts: Facts) -
     return ()
 
 
-def _gsp_off(row: Row, facts: Facts) -> bool:
+def _gsp_off(kernel_module_type: str, facts: Facts) -> bool:
     """Only the proprietary module can do without it. A card that is to come is taken for a T4."""
     families = [cards.family(gpu.device) for gpu in facts.gpus]
     frail = not families or any(family and family.gsp_off for family in families)
-    return row.kernel_module_type == PROPRIETARY and frail
+    return kernel_module_type == PROPRIETARY and frail
 
 
 def _why(row: Row, wanted: Wanted, facts: Facts) -> str:

@@ -66,11 +66,11 @@ class KernelHeaders:
     modules: Modules | None = None  # where they come ready-made, nothing is built, as long as so
 
     def check(self, host: Host) -> Finding:
-        if self.modules and not self.modules.built(host):
-            return Ok("no headers are needed: the module comes ready-made")
         lacking = _lacking(host)
         if not lacking:
             return Ok("every kernel that needs headers has them")
+        if self.modules and not self.modules.built(host):
+            return Ok("no headers are needed: the module comes ready-made")
         kernels = " and ".join(lacking)
         # A template's own lists are as old as it is, and know of headers that are long gone.
         if apt.fresh(host) and not _gone(host, lacking):

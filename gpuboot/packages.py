@@ -101,10 +101,11 @@ class Packages:
 
     def _for_kernels(self, host: Host, options: Sequence[str] = ()) -> tuple[str, ...]:
         """What the kernels' modules need, by apt's lists of these options."""
-        ready = self.modules.wanted(host, options) if self.modules else ()
-        if self.modules and not self.modules.built(host, options):
-            return ready
-        return (*headers.wanted(host), *ready)
+        if self.modules is None:
+            return headers.wanted(host)
+        ready = self.modules.wanted(host, options)
+        built = ready == self.modules.otherwise
+        return (*headers.wanted(host), *ready) if built else ready
 
     def check(self, host: Host) -> Finding:
         broken = dpkg.unsound(host)

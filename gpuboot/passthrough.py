@@ -89,6 +89,7 @@ SIGNS = (
 )  # fmt: skip
 T4 = "1eb8"
 PASSED_THROUGH = "10de:12a2"  # a T4's own subsystem (facts: nvidia 1.1)
+UNSET = "10de:0000"  # a hypervisor that hands none through
 VMWARE = "VMware, Inc."
 
 
@@ -132,7 +133,7 @@ def shared(gpu: pci.Gpu) -> GpubootError | None:
 
     Another maker's subsystem proves nothing and is let pass: it may be a card of his.
     """
-    own = gpu.subsystem.startswith("10de:") and gpu.subsystem != PASSED_THROUGH
+    own = gpu.subsystem.startswith("10de:") and gpu.subsystem not in (PASSED_THROUGH, UNSET)
     if gpu.device != T4 or not own:
         return None
     return GpubootError(

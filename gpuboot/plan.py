@@ -58,7 +58,6 @@ class Plan:
 def build(config: Config, facts: Facts) -> Plan:
     """The walk for this machine; a pure function."""
     choice = drivers.chosen(config, facts)
-    adopted = choice is not None and choice.adopted
     modules = None
     if choice and choice.stem:
         modules = Modules(choice.stem, choice.otherwise, choice.packages)
@@ -70,7 +69,7 @@ def build(config: Config, facts: Facts) -> Plan:
         Rke2Hold(),
         Preflight(facts, config),
         GpuPresent(config.gpu.count, config.gpu.model),
-        NouveauBlocked(gsp_off=choice.gsp_off if choice and not adopted else kind == PROPRIETARY),
+        NouveauBlocked(gsp_off=choice.gsp_off if choice else True),
         PackageSources(
             _sources(config, facts, choice, headers=builds), choice.pin if choice else ""
         ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuboot.catalog import RELEASES, TABLE
+from gpuboot import drivers
+from gpuboot.catalog import TABLE, listed
 from gpuboot.errors import Code, GpubootError
 
 if TYPE_CHECKING:
@@ -44,19 +45,18 @@ def refusal(host: Host, facts: Facts, choice: Choice) -> GpubootError | None:
     return GpubootError(
         SECURE_BOOT,
         f"Secure Boot is on, and {what} signed with no key that the firmware knows",
-        hint=f"{_signed_packages(facts, choice)}switch Secure Boot off in the VM's boot options",
+        hint=f"{_signed_packages(facts)}switch Secure Boot off in the VM's boot options",
     )
 
 
-def _signed_packages(facts: Facts, choice: Choice) -> str:
-    """The release's own way out, where it has one and this is not it."""
-    release = f"{facts.os_id} {facts.os_version}"
-    source = next((row.source for row in TABLE if row.release == release and row.signed), None)
-    if source and not choice.signed:
-        return f"set driver.source: {source} and driver.build: auto, whose modules are signed; or "
-    others = dict.fromkeys(row.release for row in TABLE if row.signed)
-    listed = ", ".join(one for one in RELEASES if one in others).replace("ubuntu ", "Ubuntu ")
-    return f"use a release with signed modules ({listed}); or "
+def _signed_packages(facts: Facts) -> str:
+    """The release's own signed modules, or the releases that have some."""
+    signed = [row for row in TABLE if row.signed]
+    own = next((row.source for row in signed if row.release == drivers.release_of(facts)), None)
+    if own:
+        return f"set driver.source: {own} and driver.build: auto, whose modules are signed; or "
+    others = {row.release for row in signed}
+    return f"use a release with signed modules ({listed(others)}); or "
 
 
 def _signed(host: Host, facts: Facts) -> bool:

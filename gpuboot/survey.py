@@ -16,6 +16,7 @@ from gpuboot import (
     config,
     drivers,
     facts,
+    kernel,
     passthrough,
     plan,
     preflight,
@@ -28,10 +29,11 @@ from gpuboot.config import NOT_ROOT, Config, ConfigError
 from gpuboot.errors import Code, GpubootError
 from gpuboot.findings import ROOT_ONLY
 from gpuboot.images import ImagesPlaced
+from gpuboot.nvidia import GpusAnswer
 from gpuboot.packages import Packages
 from gpuboot.rke2 import Rke2Installed
 from gpuboot.sources import PackageSources
-from gpuboot.step import Pending, Waiting
+from gpuboot.step import Ok, Pending, Waiting
 from gpuboot.supervisor import CLOCK_UNSET, SupervisorAnswers
 from gpuboot.web import BAD_ANSWER, NO_NAME
 
@@ -81,7 +83,10 @@ def warnings(host: Host) -> list[str]:
         wanted = config.load(host)
     except GpubootError:
         return found  # told as a trouble
-    choice = drivers.chosen(wanted, facts.gather(host))
+    machine = facts.gather(host)
+    if machine.firmware == "efi" and machine.secure_boot is None:
+        found.append("whether Secure Boot is on cannot be read; under it only signed modules load")
+    choice = drivers.chosen(wanted, machine)
     return [*found, *config.unwise(wanted), *(choice.warnings if choice else ())]
 
 
@@ -101,7 +106,7 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
     if unfit := drivers.unfit(machine):
         yield _of(unfit)
     yield from map(_of, preflight.short(host))
-    if complaint := passthrough.diagnose(host, machine.gpus):
+    if (complaint := passthrough.diagnose(host, machine.gpus)) and not _answering(host):
         yield _of(complaint)
     yield from _memory(host)
     yield from _clock(host)
@@ -124,6 +129,14 @@ def _found(host: Host, *, root: bool) -> Iterator[Trouble]:
             yield from _looked_at(host, [step], names)
     yield from servers.sources(road.steps)
     yield from servers.release(road.steps)
+
+
+def _answering(host: Host) -> bool:
+    """Whether the cards answer now, whatever the kernel has said of them in this boot."""
+    try:
+        return kernel.loaded(host, "nvidia") and isinstance(GpusAnswer().check(host), Ok)
+    except GpubootError:
+        return False
 
 
 def _contradiction(host: Host, wanted: Config) -> Trouble | None:

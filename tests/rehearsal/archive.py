@@ -178,7 +178,7 @@ def compile_programs(package: Path, tree: Path, words: Mapping[str, str]) -> Non
     version = words["@VERSION@"]
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     if package.name in ("libnvidia-ml1", "libcuda1"):
-        _library(libraries / "nvidia/current", f"{package.name[:-1]}.so", version)
+        library(libraries / "nvidia/current", f"{package.name[:-1]}.so", version)
     elif package.name == "libnvidia-cfg1":
         blank_library(libraries / "nvidia/current", "libnvidia-cfg.so", version)
     elif package.name == "libnvidia-container1":
@@ -194,7 +194,8 @@ def compile_programs(package: Path, tree: Path, words: Mapping[str, str]) -> Non
         program.chmod(0o4755)
 
 
-def _library(folder: Path, stem: str, version: str) -> None:
+def library(folder: Path, stem: str, version: str) -> None:
+    """The stand-in of NVML or CUDA, by the name that a driver's version gives it."""
     with tempfile.TemporaryDirectory() as scratch:
         hardware.build_libraries(Path(scratch), version)
         folder.mkdir(parents=True, exist_ok=True)

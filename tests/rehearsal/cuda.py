@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import archive, hardware
+from tests.rehearsal import archive
 
 RELEASE = {"Origin": "NVIDIA", "Label": "NVIDIA CUDA"}
 BRANCHES = (("580.178.04", "1"), ("615.71.09", "2"))
@@ -115,7 +115,8 @@ def _build(debs: Path, name: str, package: Package, upstream: str, version: str)
         elif name == "nvidia-kernel-support":
             archive.write(tree / "etc/modprobe.d/nvidia.conf", BLACKLIST)
         elif name.startswith("lib"):
-            _library(tree / LIBRARIES, name, upstream)
+            make = archive.blank_library if name == "libnvidia-cfg1" else archive.library
+            make(tree / LIBRARIES, f"{name[:-1]}.so", upstream)
         control = (
             f"Package: {name}\nVersion: {version}\nSection: contrib/libs\n{package.relations}"
             "Description: stand-in: of NVIDIA's repository\n"
@@ -141,15 +142,3 @@ def _move(file: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     file.rename(place)
     shutil.rmtree(file.parents[1])
-
-
-def _library(folder: Path, name: str, upstream: str) -> None:
-    stem = f"{name[:-1]}.so"
-    if name == "libnvidia-cfg1":
-        archive.blank_library(folder, stem, upstream)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        hardware.build_libraries(Path(scratch), upstream)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(scratch) / f"{stem}.{upstream}", folder)
-    (folder / f"{stem}.1").symlink_to(f"{stem}.{upstream}")

@@ -103,7 +103,8 @@ def publish(folder: Path, system: System, debs: Path, headers: str, key: Path) -
 
     `debs` holds real packages, among them Debian's headers of the kernel `headers`.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # of one file system with the debs
         main, restricted = Path(scratch) / "main", Path(scratch) / "restricted"
         empty = Path(scratch) / "empty"
         for made in (main, restricted, empty):
@@ -216,12 +217,8 @@ def _fill(tree: Path, name: str) -> None:
     """What of a package somebody looks at, of the stand-ins for Debian's."""
     words = {**archive.WORDS["bookworm"], "@VERSION@": UPSTREAM}
     if name.startswith("libnvidia-compute"):
-        with tempfile.TemporaryDirectory() as scratch:
-            hardware.build_libraries(Path(scratch), UPSTREAM)
-            (tree / LIBRARIES).mkdir(parents=True)
-            for stem in ("libnvidia-ml.so", "libcuda.so"):
-                shutil.copy(Path(scratch) / f"{stem}.{UPSTREAM}", tree / LIBRARIES)
-                (tree / LIBRARIES / f"{stem}.1").symlink_to(f"{stem}.{UPSTREAM}")
+        for stem in ("libnvidia-ml.so", "libcuda.so"):
+            archive.library(tree / LIBRARIES, stem, UPSTREAM)
     elif name.startswith("nvidia-utils"):
         archive.lay_out(archive.PACKAGES / "non-free/nvidia-smi", tree, words)
         (tree / "usr/bin").mkdir(parents=True, exist_ok=True)

@@ -427,5 +427,7 @@ def test_where_there_is_no_nvidia_modprobe_the_device_files_are_made_by_hand(nod
     node.answers["mknod"] = mknod
     assert reason(settled(node, DriverLoaded()), Ok)
     assert [line for line in node.ran if "mknod" in line or "nvidia-modprobe" in line] == [
-        "mknod --mode=0666 /dev/nvidia-uvm c 505 0", "mknod --mode=0666 /dev/nvidia0 c 195 0",
+        "mknod --mode=0666 /dev/nvidia-uvm c 505 0",
+        "mknod --mode=0666 /dev/nvidia-uvm-tools c 505 1",
+        "mknod --mode=0666 /dev/nvidia0 c 195 0",
     ]  # fmt: skip

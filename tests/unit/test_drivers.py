@@ -190,6 +190,11 @@ def test_the_gsp_firmware_is_off_for_the_cards_it_times_out_on(
     assert choose(device=device, kernel_module_type=kind).gsp_off is off
 
 
+@pytest.mark.parametrize(("device", "off"), [("1eb8", True), ("2236", False)])
+def test_so_it_is_with_a_driver_that_is_adopted(device: str, *, off: bool) -> None:
+    assert choose(device=device, there=PREINSTALLED).gsp_off is off
+
+
 def test_a_card_that_is_still_to_come_is_taken_for_a_t4() -> None:
     wanted = Config(driver=Driver(source="distribution"))
     assert drivers.choose(wanted, facts()).gsp_off

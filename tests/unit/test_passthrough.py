@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -160,6 +161,7 @@ def test_regions_without_an_address_are_told_with_the_remedy(node: Node) -> None
         (T4, False),
         (Gpu(SLOT, "1eb8", None), False),  # unknown
         (Gpu(SLOT, "1eb8", None, subsystem="103c:1234"), False),  # another maker's board
+        (Gpu(SLOT, "1eb8", None, subsystem="10de:0000"), False),  # not handed through
         (Gpu(SLOT, "1eb8", None, subsystem="10de:1309"), True),
         (Gpu(SLOT, "20b5", None, subsystem="10de:1533"), False),  # no T4: nothing is known
     ],
@@ -220,3 +222,17 @@ def test_preflight_tells_it_too(node: Node) -> None:
     for name in ("/usr/bin/x", "/var/x"):  # whose free space is looked at
         node.put(name)
     assert "GB114" in [trouble.code for trouble in survey.survey(node.host, root=False)]
+
+
+def test_preflight_says_nothing_of_a_complaint_that_is_over(node: Node) -> None:
+    probe = f"{sys.executable} -m gpuboot.nvml"
+    for name in ("/usr/bin/x", "/var/x"):
+        node.put(name)
+    node.bus((SLOT, "nvidia"))
+    node.put("/sys/module/nvidia/version", "535.309.01\n")
+    gpu = {"pci": SLOT, "name": "Tesla T4", "uuid": "GPU-1"}
+    node.answers |= {"journalctl": LINES["probe"], f"{probe} cuda": '{"count": 1}',
+                     f"{probe} nvml": json.dumps({"gpus": [gpu]})}  # fmt: skip
+    assert "GB112" not in [trouble.code for trouble in survey.survey(node.host, root=False)]
+    node.answers[f"{probe} cuda"] = '{"count": 0}'
+    assert "GB112" in [trouble.code for trouble in survey.survey(node.host, root=False)]

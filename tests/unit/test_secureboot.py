@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from gpuboot import drivers, preflight, secureboot
+from gpuboot import drivers, preflight, secureboot, survey
 from gpuboot.config import Config, Driver
 from gpuboot.drivers import Choice
 from gpuboot.errors import GpubootError
 from gpuboot.existing import Driver as There
-from gpuboot.facts import Facts
+from gpuboot.facts import EFI_VARIABLE, Facts
 from gpuboot.host import Result
 from gpuboot.pci import Gpu
 from tests.unit.node import SLOT, Node, facts
@@ -35,7 +35,7 @@ def test_dkms_cannot_sign_for_the_firmware(node: Node) -> None:
     assert found
     assert (found.code.id, found.retry) == ("GB104", False)
     assert "what DKMS builds is signed with no key that the firmware knows" in found.message
-    assert "Ubuntu 22.04, Ubuntu 24.04, Ubuntu 26.04" in found.hint
+    assert "Ubuntu 22.04, 24.04 and 26.04" in found.hint
     assert "switch Secure Boot off in the VM's boot options" in found.hint
 
 
@@ -113,3 +113,15 @@ def test_it_is_told_before_anything_is_done(node: Node) -> None:
     with pytest.raises(GpubootError) as caught:
         preflight.Preflight(LOCKED, wanted).check(node.host)
     assert caught.value.code.id == "GB104"
+
+
+@pytest.mark.parametrize(("variable", "told"), [("\6\0\0\0\0", False), (None, True)])
+def test_secure_boot_that_cannot_be_read_is_warned_of(
+    node: Node, variable: str | None, *, told: bool
+) -> None:
+    node.put("/sys/firmware/efi/fw_platform_size", "64\n")
+    node.put("/etc/gpuboot/config.yaml", "rke2: {join: none}\n", mode=0o600)
+    if variable:
+        node.put(EFI_VARIABLE, variable)
+    found = [line for line in survey.warnings(node.host) if "Secure Boot" in line]
+    assert bool(found) is told
