@@ -133,9 +133,11 @@ def _unload_rivals(host: Host) -> Reboot | None:
         slots = [gpu.slot for gpu in pci.gpus(host) if gpu.driver == rival]
         names = [name for slot in slots for name in host.names(f"{pci.DEVICES}/{slot}/drm")]
         devices = [f"/dev/dri/{name}" for name in names]
-        if slots and (found := holders.unload(host, stack, devices)):
-            initramfs.renew(host, stack[-1])
-            return _reboot(f"{rival} holds {', '.join(slots)}", found)
+        if slots:
+            found = holders.unload(host, stack, devices)
+            initramfs.renew(host, stack[-1])  # or it takes them again at the next boot
+            if found:
+                return _reboot(f"{rival} holds {', '.join(slots)}", found)
     return None
 
 

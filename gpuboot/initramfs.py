@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gpuboot import apt, kernel
-from gpuboot.nvidia import MODPROBE
+from gpuboot.nvidia import MODPROBE, RIVALS
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -22,6 +22,8 @@ TOOL = "/usr/sbin/update-initramfs"
 NOTE = "/var/lib/gpuboot/initramfs-deferred"
 NOTICE = "# gpuboot installs packages; afterwards it makes the initramfs, if it must be made.\n"
 INFO = "/var/lib/dpkg/info"
+# The modules that take the card; what stands on them comes only with them.
+TAKERS = tuple(dict.fromkeys(stack[-1] for stack in RIVALS.values()))
 # Want nothing but nouveau kept out of it, and of that we see to it ourselves (tried with 12, 13).
 NEEDLESS = frozenset({"glx-alternative-nvidia"})
 
@@ -43,7 +45,7 @@ def deferred(host: Host) -> Iterator[None]:
             log.info("the initramfs is made anew: packages that are in it were installed")
             host.must(["update-initramfs", "-u"], timeout=1800, patient=True)
         else:
-            renew(host, "nouveau")
+            renew(host, *TAKERS)
     host.remove(NOTE)
 
 
@@ -65,32 +67,36 @@ def _askers(host: Host) -> Mapping[str, str]:
     return {name: version for name, version in apt.installed(host).items() if name in asking}
 
 
-def renew(host: Host, module: str) -> None:
-    """Make the initramfs of the next boot anew, if that one would load this module again.
+def renew(host: Host, *modules: str) -> None:
+    """Make the initramfs of the next boot anew, if that one would load one of these again.
 
     Making one takes 20 to 50 s on two busy cores, and reading what is in one 0.6 s; by Debian's own
     choice of modules nouveau is not even in it (tried with 12 and 13). Only the kernel that boots
     next matters; without -k it would be the newest one's. Raises GB010 or GB012.
     """
     release = kernel.next_boot(host)
-    if host.exists(TOOL) and _loads(host, release, module):
+    module = _loaded(host, release, modules) if host.exists(TOOL) else None
+    if module:
         log.info("the initramfs of kernel %s is made anew: it would load %s again", release, module)
         argv = ["update-initramfs", "-u", "-k", release]
         host.must(argv, timeout=1800, patient=True)
 
 
-def _loads(host: Host, release: str, module: str) -> bool:
-    """Whether that kernel's initramfs has the module, and nothing that keeps it out."""
+def _loaded(host: Host, release: str, modules: Sequence[str]) -> str | None:
+    """Which of the modules that kernel's initramfs has, and nothing that keeps it out."""
     image = f"/boot/initrd.img-{release}"
     result = host.run(["lsinitramfs", str(host.path(image))], timeout=300)
     if result.code != 0:
-        return True  # it cannot be read, or there is none: nobody knows what it would load
-    if not re.search(rf"/{module}[\w-]*\.ko(\.(xz|zst|gz))?$", result.out, re.MULTILINE):
-        return False
-    if module == "nvidia":  # no list of names tells its version
-        return not _newer(host, image, release)
+        return modules[0]  # it cannot be read, or there is none: nobody knows what it would load
     # The whole of /etc/modprobe.d goes into it, and our file has had the blacklist ever since.
-    return MODPROBE.lstrip("/") not in result.out.splitlines()
+    kept_out = MODPROBE.lstrip("/") in result.out.splitlines()
+    for module in modules:
+        if not re.search(rf"/{module}[\w-]*\.ko(\.(xz|zst|gz))?$", result.out, re.MULTILINE):
+            continue
+        # No list of names tells nvidia's version.
+        if not _newer(host, image, release) if module == "nvidia" else not kept_out:
+            return module
+    return None
 
 
 def _newer(host: Host, image: str, release: str) -> bool:

@@ -29,6 +29,7 @@ from gpuboot.host import write_failed
 from gpuboot.images import ImagesPlaced
 from gpuboot.nvidia import RIVALS
 from gpuboot.packages import Packages
+from gpuboot.precompiled import without_module
 from gpuboot.secret import MASK
 from gpuboot.sources import PackageSources
 from gpuboot.step import Enables, Writes
@@ -285,7 +286,7 @@ def _reboot(
         return {"answer": "no", "reason": "rke2-agent is active: a live node is not rebooted"}
     due = next((step for step in steps if step["state"] == "reboot"), None)
     found = {"answer": "yes", "reason": due["reason"]} if due else None
-    found = found or _other_kernel(host, machine, packages) or _rivals(machine)
+    found = found or _other_kernel(host, machine, road, packages) or _rivals(machine)
     found = found or _other_driver(host, road, packages) or _no_reboot(machine)
     if found["answer"] != "no" and not wanted.reboot.allow:
         found["reason"] += "; reboot.allow is false, so it would wait for you"
@@ -293,15 +294,18 @@ def _reboot(
 
 
 def _other_kernel(
-    host: Host, machine: Facts, packages: Sequence[Mapping[str, Any]]
+    host: Host, machine: Facts, road: Plan, packages: Sequence[Mapping[str, Any]]
 ) -> dict[str, str] | None:
-    """The kernel is upgraded because its headers are gone; before the driver comes a reboot."""
+    """The kernel is upgraded because nothing serves this one; before the driver comes a reboot."""
     names = [str(package["name"]) for package in packages]
+    stem = road.driver.stem if road.driver else ""
+    ready = any(name.startswith(f"{stem}-") for name in names) if stem else False
+    own = f"{stem}-{machine.kernel}" if ready else headers.package(machine.kernel)
     upgraded = any(name.startswith("linux-image-") for name in names)
-    own = headers.package(machine.kernel)
-    if not upgraded or own in names or own not in headers.wanted(host):
+    if not upgraded or own in names or machine.kernel not in without_module(host):
         return None
-    reason = f"the archive has no headers for {machine.kernel} any more; a newer kernel is booted"
+    lacks = "ready-made module" if ready else "headers"
+    reason = f"the archive has no {lacks} for {machine.kernel} any more; a newer kernel is booted"
     return {"answer": "yes", "reason": reason}
 
 

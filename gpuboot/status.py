@@ -30,9 +30,10 @@ NO_MODULE = Code(
     (
         "A kernel was installed and its headers were not, so that DKMS has left it out.",
         "DKMS could not build the module for it.",
+        "It came without the package of its ready-made module, as Ubuntu's may.",
         "GRUB was told to boot another kernel than before.",
     ),
-    ("gpuboot run", "apt-get install linux-headers-KERNEL", "dkms status"),
+    ("gpuboot run", "dkms status", "apt-cache search --names-only 'KERNEL$'"),
 )
 
 EXIT_CODES = {"ready": 0, "failed": 1, "degraded": 4}

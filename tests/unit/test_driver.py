@@ -321,6 +321,19 @@ def test_it_is_the_initramfs_of_the_kernel_that_boots_next(node: Node) -> None:
     assert "initrd.img-6.1.0-56-amd64" in node.ran[-2]
 
 
+@pytest.mark.parametrize(
+    ("rival", "file"),
+    [("nouveau", "drm/nouveau/nouveau.ko"), ("nova_core", "nova-core/nova_core.ko.zst")],
+)
+def test_a_rival_that_could_be_unloaded_is_kept_out_of_the_next_boot(
+    node: Node, rival: str, file: str
+) -> None:
+    Modules(node, rival)
+    initramfs(node, f"usr/lib/modules/{KERNEL}/kernel/drivers/gpu/{file}")
+    assert isinstance(settled(node, DriverLoaded()), Ok)
+    assert node.text(IMAGE) == "new"
+
+
 def test_an_initramfs_that_cannot_be_read_is_renewed(node: Node) -> None:
     modules = Modules(node, "nouveau")
     modules.in_use = {"nouveau"}

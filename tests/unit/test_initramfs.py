@@ -16,6 +16,7 @@ from tests.unit.node import KERNEL, Node
 
 WRAPPER = Path(__file__).parents[2] / "packaging/path/update-initramfs"
 NOUVEAU = f"usr/lib/modules/{KERNEL}/kernel/drivers/gpu/drm/nouveau/nouveau.ko"
+NOVA = f"usr/lib/modules/{KERNEL}/kernel/drivers/gpu/nova-core/nova_core.ko.zst"
 TRIGGER = "# added by debhelper\nactivate-noawait update-initramfs\n"
 
 
@@ -68,11 +69,12 @@ def test_the_drivers_own_wish_makes_none_where_nouveau_is_not_in_it(packaged: Pa
     assert not initramfs.left(packaged.node.host)
 
 
-def test_an_image_with_nouveau_is_made_once_for_the_kernel_that_boots_next(
-    packaged: Packaged,
+@pytest.mark.parametrize("module", [NOUVEAU, NOVA])
+def test_an_image_with_a_rival_is_made_once_for_the_kernel_that_boots_next(
+    packaged: Packaged, module: str
 ) -> None:
     packaged.node.put("/boot/vmlinuz-6.1.0-56-amd64")
-    packaged.node.answers["lsinitramfs"] = NOUVEAU
+    packaged.node.answers["lsinitramfs"] = module
     with initramfs.deferred(packaged.node.host):
         packaged.install("glx-alternative-nvidia", "1.2.2")
         packaged.install("glx-alternative-nvidia", "1.2.2")

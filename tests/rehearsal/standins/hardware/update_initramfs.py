@@ -4,9 +4,9 @@
 Stands in for initramfs-tools' own, which takes a minute and whose image no container boots from.
 What matters of an initramfs here is which blacklist went into it (facts/nvidia.md 3.3): that is
 written down for the next boot. The image is a real archive, for the real lsinitramfs to read, of
-modprobe's settings and, where the machine's has it, nouveau. Where the kernel's real modules are
-there, as beside a real driver, the real mkinitramfs makes it, in the time that takes. Called by a
-package's script it defers to the trigger, as the real one does.
+modprobe's settings and, where the machine's has it, nouveau or nova_core. Where the kernel's real
+modules are there, as beside a real driver, the real mkinitramfs makes it, in the time that takes.
+Called by a package's script it defers to the trigger, as the real one does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ else:
 
 REAL_MODPROBE = "/usr/lib/lab/real/modprobe"
 RUNS = Path("/var/lib/lab/initramfs-runs")  # a line for each image made: kernel, and who had it
-NOUVEAU = "usr/lib/modules/{}/kernel/drivers/gpu/drm/nouveau/nouveau.ko"
+DRIVERS = "usr/lib/modules/{}/kernel/drivers/gpu"
+RIVALS = {"nouveau": "drm/nouveau/nouveau.ko", "nova_core": "nova-core/nova_core.ko"}
 
 
 def deferred() -> bool:
@@ -71,7 +72,7 @@ def archive(release: str) -> bytes:
         for file in Path("/etc/modprobe.d").glob("*.conf"):
             shutil.copy(file, settings)
         if kernel.settings().get("initramfs", True) and kernel.settings()["nouveau"] != "absent":
-            module = root / NOUVEAU.format(release)
+            module = root / DRIVERS.format(release) / RIVALS[kernel.rival()]
             module.parent.mkdir(parents=True)
             module.write_text("a pretended module\n")
         listed = "".join(f"{path.relative_to(root)}\n" for path in sorted(root.rglob("*")))
