@@ -160,6 +160,7 @@ def _nvidia() -> Iterator[Row]:
             yield Row(release, NVIDIA, "580", kind, DKMS, "nvidia",
                       (f"nvidia-dkms-580{mark}", f"nvidia-headless-no-dkms-580{mark}",
                        "nvidia-utils-580", "nvidia-persistenced", "nvidia-modprobe"),
+                      owners=r"(nvidia-(dkms|kernel-source)|libnvidia-compute)-580(-open)?",
                       rivals=(f"nvidia-dkms-580{other}", f"nvidia-headless-no-dkms-580{other}"),
                       pin="580.*")  # fmt: skip
 

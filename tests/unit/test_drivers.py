@@ -180,6 +180,15 @@ def test_what_ubuntus_packages_have_linked_is_not_adopted(package: str) -> None:
     assert choose("24.04", there=replace(there, package=""), system="ubuntu").adopted
 
 
+@pytest.mark.parametrize("package", ["nvidia-kernel-source-580", "nvidia-dkms-580",
+                                     "libnvidia-compute-580"])  # fmt: skip
+def test_nor_is_what_the_packages_of_nvidias_repository_have_built_there(package: str) -> None:
+    there = replace(PREINSTALLED, version="580.1", library="580.1", package=package, dkms=True)
+    fresh = choose("24.04", system="ubuntu", source="nvidia")
+    assert fresh.pin
+    assert choose("24.04", there=there, system="ubuntu", source="nvidia") == fresh
+
+
 @pytest.mark.parametrize(
     ("device", "kind", "off"),
     [("1eb8", "auto", True), ("1eb8", "open", False), ("2236", "auto", False)],
