@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rehearsal import node, runs, tree
+from tests.rehearsal import cache, node, runs, tree
 from tests.rehearsal.report import RigError, say
 
-FOLDER = tree.ROOT / "benchmarks"
+FOLDER = cache.ROOT / "benchmarks"
 SCRIPT = FOLDER / "sequential.sh"
 OF_SEQUENTIAL, OF_FLOOR = 0.6, 1.15  # the goal is the larger of the two
 LONGEST = 3600.0  # seconds for one worker
@@ -60,7 +60,7 @@ def longest_chain(parts: Mapping[str, float]) -> float:
 def _warm() -> None:
     """Read the lab's archive once, so that neither side finds its packages colder."""
     runs.fetch(tree.Kind("bookworm", real=True))
-    for file in (tree.CACHE / "archive").rglob("*.deb"):
+    for file in (cache.CACHE / "archive").rglob("*.deb"):
         with file.open("rb") as content:
             while content.read(1 << 20):
                 pass

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.rehearsal import archive, hardware
 from tests.rehearsal.command import run
-from tests.rehearsal.packages import COMPONENTS, Kernel, private_apt, sources
+from tests.rehearsal.packages import COMPONENTS, STATUS, Kernel, private_apt, sources
 from tests.rehearsal.report import RigError, say
 
 IMAGE = Path(__file__).parent / "standins/kernel"
@@ -49,7 +49,7 @@ def fetch(base: Path, debian: str, newest: Kernel, folder: Path) -> None:
     say("Fetching more kernels' headers, and GRUB.")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    apt = private_apt(partial / "apt", base, sources(debian, COMPONENTS))
+    apt = private_apt(partial / "apt", base / STATUS, sources(debian, COMPONENTS))
     run(*apt, "update")
     archives = partial / "apt/cache/archives"
     names = run("apt-cache", *apt[2:], "pkgnames", "linux-headers-").split()

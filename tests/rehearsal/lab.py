@@ -27,13 +27,15 @@ OURS = f"gpuboot-{hashlib.sha256(__file__.encode()).hexdigest()[:8]}-"
 SERVERS_START = 30.0  # seconds; they make keys and read the archive first
 
 
-def enter(arguments: Sequence[str], *, outlive: bool = False) -> subprocess.Popen[bytes]:
-    """Runs `python -m tests.rehearsal ARGUMENTS` in a lab of its own; what it says is piped."""
+def enter(
+    arguments: Sequence[str], *, module: str = "tests.rehearsal", outlive: bool = False
+) -> subprocess.Popen[bytes]:
+    """Runs `python -m MODULE ARGUMENTS` in a lab of its own; what it says is piped."""
     # If we are killed the lab must go too, unless it is to be kept for `make shell`.
     tie = [] if outlive else ["setpriv", "--pdeathsig", "KILL"]
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return subprocess.Popen(
-        [*tie, *unshare, sys.executable, "-m", "tests.rehearsal", *arguments],
+        [*tie, *unshare, sys.executable, "-m", module, *arguments],
         env={**os.environ, LIVE: "1" if sys.stdout.isatty() else ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

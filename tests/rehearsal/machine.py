@@ -30,11 +30,13 @@ REHEARSAL = {
     "nsenter": "util-linux",
 }
 TEST = {"lintian": "lintian"}
+VM = {"qemu-system-x86_64": "qemu-system-x86", "sfdisk": "fdisk", "mkfs.ext4": "e2fsprogs"}
 NEEDS: Mapping[str, Sequence[Mapping[str, str]]] = {
     "python": (),
     "lint": (LINT,),
     "deb": (BUILD,),
     "rehearsal": (BUILD, REHEARSAL),
+    "vm": (BUILD, REHEARSAL, VM),
     "test": (LINT, BUILD, REHEARSAL, TEST),
 }
 
@@ -47,7 +49,7 @@ def main(purpose: str) -> int:
         missing |= _build_dependencies()
     if not VENV.is_dir() and not _can_make_venv():
         missing.add("python3-venv")
-    if purpose in ("rehearsal", "test") and not _fit():
+    if purpose in ("rehearsal", "vm", "test") and not _fit():
         return 1
     if missing and not _install(sorted(missing)):
         return 1

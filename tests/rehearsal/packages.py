@@ -12,6 +12,7 @@ from tests.rehearsal.command import run
 from tests.rehearsal.report import RigError, say
 
 HOME = "bookworm"  # the release whose archives the machine's own apt knows
+STATUS = "var/lib/dpkg/status"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
 
@@ -113,7 +114,7 @@ def download(base: Path, release: str, folder: Path) -> None:
     say("Fetching the node's real packages (DKMS, compiler, kernel headers, Python modules).")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    apt = private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    apt = private_apt(partial / "apt", base / STATUS, sources(release, COMPONENTS))
     run(*apt, "update")
     archives = partial / "apt/cache/archives"
     run(*apt, "download", *ALONE, "linux-headers-amd64", cwd=archives)
@@ -133,7 +134,7 @@ def download_driver(base: Path, release: str, others: Path, folder: Path) -> Non
     say("Fetching Debian's real NVIDIA packages and kernel; about 200 MB.")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    apt = private_apt(partial / "apt", base, sources(release, COMPONENTS))
+    apt = private_apt(partial / "apt", base / STATUS, sources(release, COMPONENTS))
     run(*apt, "update")
     archives = partial / "apt/cache/archives"
     for deb in others.glob("*/*.deb"):
@@ -179,12 +180,12 @@ def _image(kernel: Kernel) -> str:
     )
 
 
-def private_apt(state: Path, base: Path, lines: Sequence[str]) -> list[str]:
-    """apt-get with the machine's settings, the given sources and the base's installed packages."""
+def private_apt(state: Path, status: Path, lines: Sequence[str]) -> list[str]:
+    """apt-get with the machine's settings, the given sources and a copy of dpkg's status."""
     (state / "lists/partial").mkdir(parents=True)
     (state / "cache/archives/partial").mkdir(parents=True)
     (state / "sources.list").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shutil.copyfile(base / "var/lib/dpkg/status", state / "status")
+    shutil.copyfile(status, state / "status")
     options = {
         "Dir::State": state,
         "Dir::State::status": state / "status",

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.rehearsal import lab, node, rehearse, scenario, stage, tree
+from tests.rehearsal import cache, lab, node, rehearse, scenario, stage, tree
 from tests.rehearsal.report import RigError, Watch, say
 
-RUNS = tree.CACHE / "run"
-KEPT = tree.CACHE / "kept.json"
+RUNS = cache.CACHE / "run"
+KEPT = cache.CACHE / "kept.json"
 AT_A_TIME = 2  # a node keeps about one core busy
 
 
@@ -34,7 +34,7 @@ def outside(name: str, *, keep: bool) -> int:
     with folder(chosen.name, keep=keep) as place:
         arguments = ["inside", str(chosen.folder), str(place), *(["--keep"] if keep else [])]
         process = lab.enter(arguments, outlive=keep)
-        status = _result(process, place)
+        status = result(process, place)
         if keep and process.poll() is None:
             KEPT.write_text(json.dumps({"pid": process.pid, "folder": str(place)}))
             say("The node is kept: `make shell` opens a shell in it, `make clean` ends it.")
@@ -112,7 +112,7 @@ def fetch(kind: tree.Kind) -> None:
             "First run: a base tree, real packages and stand-ins are built and kept in .cache;\n"
             "that takes two or three minutes, and later runs start at once."
         )
-    with tree.building():
+    with cache.building():
         tree.fetch(kind)
 
 
@@ -120,7 +120,7 @@ def fetch(kind: tree.Kind) -> None:
 def folder(name: str, *, keep: bool) -> Iterator[Path]:
     """This run's folder; while we or the lab hold its lock nobody sweeps it away."""
     place = RUNS / f"{name}-{os.urandom(3).hex()}"
-    with tree.building():
+    with cache.building():
         _sweep()
         place.mkdir(parents=True)
         lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR)
@@ -142,7 +142,7 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _result(process: subprocess.Popen[bytes], folder: Path) -> int:
+def result(process: subprocess.Popen[bytes], folder: Path) -> int:
     """The rehearsal's exit status; a lab that is kept tells it in a file and lives on."""
     result = folder / "result"
     try:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from tests.rehearsal import acts, hardware, kernels, lab, rancher, tree
+from tests.rehearsal import acts, cache, hardware, kernels, lab, rancher, template, tree
 from tests.rehearsal.node import Node
 from tests.rehearsal.report import Watch, say
 from tests.rehearsal.scenario import USR_LOCAL, Scenario, fill, fill_text, plain_config
 
 NODE_ADDRESS = "10.88.0.{}"
 FIRST_ADDRESS = 11
-LAST = tree.CACHE / "last"
+LAST = cache.CACHE / "last"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Stage:
 def staged(scenario: Scenario, folder: Path) -> Iterator[list[Stage]]:
     """The lab with servers running and the scenario's nodes ready to be booted."""
     lab.furnish()
-    with tree.building():
+    with cache.building():
         ground = tree.prepare(scenario.setup.kind)
     shutil.copytree(ground.identity, folder / "servers")
     faults = json.dumps(dict(scenario.setup.faults))
@@ -114,15 +114,15 @@ def _node(scenario: Scenario, ground: tree.Ground, run: Path, number: int) -> It
     with lab.disk(ground.layers, folder, setup.disk) as root:
         kernel = ground.kernels[setup.kernel]
         if setup.kernel != "auto":
-            kernels.install(root, ground.archive / "kernels/templates", kernel, tree.in_tree)
+            kernels.install(root, ground.archive / "kernels/templates", kernel, template.in_tree)
         machine = _hardware(scenario, kernel.release)
         hardware.configure(root, machine)
-        seed = tree.Seed(name, NODE_ADDRESS.format(FIRST_ADDRESS + number), user_data)
-        tree.plant(root, seed, behind_proxy=setup.proxy)
+        seed = template.Seed(name, NODE_ADDRESS.format(FIRST_ADDRESS + number), user_data)
+        template.plant(root, seed, behind_proxy=setup.proxy)
         if setup.release_folder:
-            tree.lay_release(root, ground.releases, setup.release_folder)
+            template.lay_release(root, ground.releases, setup.release_folder)
         if setup.cloud_init == "absent":
-            tree.without_cloud_init(root, config, ground.token)
+            template.without_cloud_init(root, config, ground.token)
         mounts = USR_LOCAL[setup.usr_local]
         node = Node(name, root, folder / "console.log", group, mounts=mounts)
         stage = Stage(

@@ -44,7 +44,7 @@ def differences(expect: Expectation, found: Evidence) -> list[str]:
         *_status(expect, found),
         *_steps(expect.steps, found),
         *_cloud_init(expect, found),
-        *(_node(expect.node, found) if expect.node else ()),
+        *(node(expect.node, found.name, found.nodes) if expect.node else ()),
         *(line for path, file in expect.files.items() for line in _file(path, file, found.root)),
         *_texts(expect, found),
         *_delay(expect, found),
@@ -96,8 +96,11 @@ def _cloud_init(expect: Expectation, found: Evidence) -> Iterator[str]:
         yield from _differ("cloud-init errors", [], found.cloud_init.get("errors", []))
 
 
-def _node(expect: ExpectedNode, found: Evidence) -> Iterator[str]:
-    name, nodes = expect.name or found.name, found.nodes
+def node(
+    expect: ExpectedNode, name: str, nodes: Mapping[str, Mapping[str, object]]
+) -> Iterator[str]:
+    """Where the Node of that name differs; `nodes` are the API server's, by name."""
+    name = expect.name or name
     if expect.absent:
         if name in nodes:
             yield f"Node {name}: expected none on the API server / found it"
@@ -105,8 +108,8 @@ def _node(expect: ExpectedNode, found: Evidence) -> Iterator[str]:
     if name not in nodes:
         yield f"Node {name}: expected on the API server / found {_plain(sorted(nodes))}"
         return
-    node = Table(Path("nodes.json"), "", nodes[name])
-    metadata, spec, status = node.mapping("metadata"), node.mapping("spec"), node.mapping("status")
+    found = Table(Path("nodes.json"), "", nodes[name])
+    metadata, spec, status = map(found.mapping, ("metadata", "spec", "status"))
     labels = metadata.get("labels") or {}
     assert isinstance(labels, dict)
     for key, value in expect.labels.items():
