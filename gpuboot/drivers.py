@@ -131,8 +131,9 @@ def choose(config: Config, facts: Facts, table: Sequence[Row] = TABLE) -> Choice
         )
     if foreign and not foreign.fault and not foreign.package:
         raise _other(_contradiction(wanted, foreign, facts.gpus), foreign)
-    if there and not there.fault:  # what has been installed once stays what it is
-        offered.sort(key=lambda row: not _brought(row, there))
+    if there and not there.fault:  # where a driver once came from it comes from again
+        ours = {(row.source, row.branch) for row in offered if _brought(row, there)}
+        offered.sort(key=lambda row: (row.source, row.branch) not in ours)
     row = _row(wanted, facts, offered)
     return _of_packages(row, offered, wanted, facts, foreign)
 

@@ -155,6 +155,18 @@ def test_what_has_been_installed_once_stays_as_long_as_nothing_else_is_named() -
     assert choose(there=there, source="nvidia").source == "nvidia"
 
 
+def test_but_not_the_kind_of_module_that_somebody_had_asked_for() -> None:
+    there = replace(
+        PREINSTALLED, version="550.1", library="550.1", package="nvidia-open-kernel-dkms",
+        dkms=True, module="", kernel_module_type="open",
+    )  # fmt: skip
+    assert choose("13", there=there, kernel_module_type="open").kernel_module_type == "open"
+    for source in ("auto", "distribution"):
+        found = choose("13", there=there, source=source)
+        assert (found.source, found.branch) == ("distribution", "550")
+        assert found.kernel_module_type == "proprietary"
+
+
 @pytest.mark.parametrize("branch", ["535", "570"])
 def test_a_branch_whose_packages_are_transitional_is_the_one_they_lead_to(branch: str) -> None:
     found = choose("24.04", system="ubuntu", branch=branch)
