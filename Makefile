@@ -28,7 +28,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help rehearsal shell rehearsal-all torture core deb deb-test lint unit test test-long \
-	herd bench clean
+	test-vm herd bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ test-long: ## Cut the power again and again, refuse every write, read 65,000 fil
 	$(VENV)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile $(PROFILE) \
 		tests/unit/test_checkpoint.py
 	@$(MAKE) --no-print-directory herd
+	@$(MAKE) --no-print-directory test-vm
+
+test-vm: ## Boot a virtual machine with Debian's kernel and an emulated T4; ten minutes
+	@$(READY) vm
+	@$(VENV)/python -m tests.vm
 
 herd: ## Let a pool boot in one instant before a supervisor that is soon full [AGENTS=200]
 	@$(READY) python
