@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuboot.errors import Code, GpubootError
+from gpuboot.log import during
 from gpuboot.step import Finding, Ok, Pending, Reboot, Step, Waiting
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Walk:
         On a live node nothing in `prepare` stops the walk: what does not hold there is drift.
         """
         for step in (*prepare, *join):
-            outcome = self._settle(step)
+            with during(step.name):
+                outcome = self._settle(step)
             if outcome and self.live() and (step.disruptive or step in prepare):
                 self._differs(step, outcome.reason, outcome.code)
             elif outcome:
@@ -102,7 +104,8 @@ class Walk:
             self._differs(step, finding.reason, code, finding.hint)
             return None
         if isinstance(finding, Waiting):
-            log.info("%s: waiting: %s", step.name, finding.reason)
+            said = {"code": finding.code.id}
+            log.info("%s: waiting: %s", step.name, finding.reason, extra=said)
             waiting = self._outcome(
                 "waiting", step.name, finding.reason,
                 code=finding.code, hint=finding.hint, evidence=finding.evidence,
@@ -144,7 +147,7 @@ class Walk:
         log.log(
             logging.INFO if error.retry else logging.ERROR,
             "%s: %s [%s]%s", step.name, error.message, error.code.id,
-            f"\n{error.evidence}" if error.evidence else "",
+            f"\n{error.evidence}" if error.evidence else "", extra={"code": error.code.id},
         )  # fmt: skip
         return self._outcome(
             state, step.name, error.message,
