@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 from gpuboot import (
     aptlock,
+    boots,
     checkpoint,
     config,
     facts,
@@ -110,12 +111,17 @@ def walk_once(host: Host) -> tuple[int, float]:
         return _walk_from_top(host)
     except (GpubootError, OSError) as caught:
         trouble = caught if isinstance(caught, GpubootError) else _of_the_disk(caught)
-        log.error("%s [%s]; next: %s", trouble.message, trouble.code.id, trouble.hint)  # noqa: TRY400
+        _tell_of(trouble)
         delay = _jittered(LADDER[-1])
         # systemd has it even where /run takes no file, and `gpuboot status` asks it then.
         systemd.notify(f"STATUS=waiting: {host.mask(trouble.message)[:380]} [{trouble.code.id}]")
         tell(host, trouble, _after(host, delay))
         return EXIT_RETRY, delay
+
+
+def _tell_of(error: GpubootError) -> None:
+    why = (error.message, error.code.id, error.hint)
+    log.error("%s [%s]; next: %s", *why, extra={"code": error.code.id})
 
 
 def _of_the_disk(error: OSError) -> GpubootError:
@@ -146,7 +152,11 @@ def _walk_from_top(host: Host) -> tuple[int, float]:
 def _walk(
     host: Host, record: Checkpoint, wanted: Config, road: Plan, progress: Progress
 ) -> Outcome:
+    recorder = boots.Recorder(record.history[-1], host.clock.boottime())
+    recorder.resume(host.clock.boottime())
+
     def watch(step: Step, state: str, reason: str) -> None:
+        recorder.hear(host.clock.boottime(), step.name, state, host.mask(reason))
         systemd.notify(f"STATUS={step.name}: {host.mask(reason)}"[:400])
         progress.watch(step, state, reason)
         if isinstance(step, Packages) and state == "running":  # the longest one, on a new node
@@ -198,7 +208,13 @@ def _reboot(
     step, reason = str(outcome.step), outcome.reason
     try:
         reboot.permit(record, wanted.reboot, step, reason)
-        reboot.reboot(host, record, step, reason, progress.rebooting)
+        asked = host.clock.boottime()
+
+        def about() -> None:
+            boots.waited(record.history[-1], "until the reboot", asked, host.clock.boottime())
+            _note(host, record, f"reboot: {host.mask(reason)}")
+
+        reboot.reboot(host, record, step, reason, progress.rebooting, about)
     except GpubootError as error:
         state = "waiting" if error.retry else "failed"
         return replace(
@@ -212,8 +228,11 @@ def _conclude(
 ) -> tuple[int, float]:
     """Record how the walk ended, and turn it into an exit status and the next try's delay."""
     if outcome.state in ("ready", "degraded"):
+        noted = _note(host, record, outcome.state)
         if outcome.whole:  # a node that joined without its GPU is not what was wanted
-            record.arrive(host)
+            record.arrive(host, noted=noted)
+        elif noted:
+            record.save(host)
         log.info("%s: %s", outcome.state, outcome.reason)
         progress.end(outcome, None)
         return _ended(host, EXIT_OK)
@@ -224,15 +243,30 @@ def _conclude(
         record.meet(f"{outcome.step} {outcome.code}")
         rung = min(record.rung, NEAR if outcome.step == NodeJoined.name else len(LADDER) - 1)
         record.rung = rung + 1
+        _note(host, record, outcome.state)
         record.save(host)
         delay = _pause(LADDER[rung], outcome.not_before)
         progress.end(outcome, _after(host, delay))
-        log.info("waiting: %s [%s]", outcome.reason, outcome.code)
+        log.info("waiting: %s [%s]", outcome.reason, outcome.code, extra={"code": outcome.code})
         return EXIT_RETRY, delay
     progress.end(outcome, None)
-    log.error("failed: %s [%s]; next: %s", outcome.reason, outcome.code, outcome.hint)
+    why = (outcome.reason, outcome.code, outcome.hint)
+    log.error("failed: %s [%s]; next: %s", *why, extra={"code": outcome.code})
     wrong = outcome.code == config.CONFIG_WRONG.id
     return _ended(host, EXIT_CONFIG if wrong else EXIT_FAILED)
+
+
+def _note(host: Host, record: Checkpoint, ended: str) -> bool:
+    """How this boot's walk ended, for the timeline; whether that is news, and must be saved.
+
+    What it ended with stays: a look at a ready node is no news.
+    """
+    this = record.history[-1]
+    if this.ended == ended:
+        return False
+    this.ended, this.over = ended, host.clock.boottime()
+    this.phases = boots.phases(host) or this.phases
+    return True
 
 
 def _ended(host: Host, status: int) -> tuple[int, float]:
@@ -276,7 +310,7 @@ def foreground(host: Host, *, once: bool) -> int:
         log.info("stopped; the next start goes on from what the machine is then")
         return EXIT_OK
     except GpubootError as error:
-        log.error("%s [%s]; next: %s", error.message, error.code.id, error.hint)  # noqa: TRY400
+        _tell_of(error)
         return EXIT_BUSY
     except Exception:
         # Ours, or an upgrade has replaced modules under a running process: a new one may do

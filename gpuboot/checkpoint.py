@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gpuboot.boots import KEPT, Boot, Phase, Span
 from gpuboot.clock import stamp
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class Checkpoint:
     elapsed: float = 0.0  # seconds of this road in boots that are over
     since: float = 0.0  # CLOCK_BOOTTIME when this boot's share began
     seen: float = 0.0  # CLOCK_BOOTTIME at the last save
+    history: list[Boot] = field(default_factory=list)  # the last boots, this one at the end
 
     @property
     def spent(self) -> int:
@@ -105,9 +108,12 @@ class Checkpoint:
         if self.reboots and self.reboots[-1].step == step:
             self.reboots[-1] = replace(self.reboots[-1], helped=True)
 
-    def arrive(self, host: Host) -> None:
-        """Record that the node is ready; nothing is written if it already was."""
-        if self.ready_at is not None and self.trouble is None:
+    def arrive(self, host: Host, *, noted: bool = False) -> None:
+        """Record that the node is ready; nothing is written if it already was.
+
+        Unless something is `noted`, which has to be written anyway.
+        """
+        if self.ready_at is not None and self.trouble is None and not noted:
             return
         if self.ready_at is None:
             self.ready_at = stamp(host.clock.now())
@@ -141,6 +147,9 @@ def load(host: Host, facts: Facts, *, budget: int) -> Checkpoint:
         found.boot_id = facts.boot_id
         found.boots += 1
         found.started = found.started or stamp(host.clock.now())
+        began = host.clock.now() - timedelta(seconds=host.clock.boottime())
+        this = Boot(facts.boot_id, facts.kernel, stamp(began))
+        found.history = [*found.history[1 - KEPT :], this]
         found.save(host)
     return found
 
@@ -197,7 +206,15 @@ def parse(text: str) -> Checkpoint:
         raise ValueError(f"schema is not {SCHEMA}")
     steps = {name: _checked(Effort(**effort)) for name, effort in content["steps"].items()}
     reboots = [_checked(Spent(**spent)) for spent in content["reboots"]]
-    return _checked(Checkpoint(**{**content, "steps": steps, "reboots": reboots}))
+    history = [_boot(one) for one in content.get("history", [])]
+    own = {"steps": steps, "reboots": reboots, "history": history}
+    return _checked(Checkpoint(**{**content, **own}))
+
+
+def _boot(content: dict[str, Any]) -> Boot:
+    phases = [_checked(Phase(**one)) for one in content["phases"]]
+    spans = [_checked(Span(**one)) for one in content["spans"]]
+    return _checked(Boot(**{**content, "phases": phases, "spans": spans}))
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -208,7 +225,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, NoneType),
     "float | None": (int, float, NoneType),
 }
-R = TypeVar("R", Checkpoint, Effort, Spent)
+R = TypeVar("R", Checkpoint, Effort, Spent, Boot, Phase, Span)
+LONGEST = 1e12  # seconds
+_LEAST: dict[type, float] = {Phase: -LONGEST}  # firmware is at work before the kernel starts
 
 
 def _checked(record: R) -> R:
@@ -216,11 +235,12 @@ def _checked(record: R) -> R:
     for item in fields(record):
         value = getattr(record, item.name)
         types = _TYPES.get(str(item.type))
-        if types is None:  # steps and reboots, whose own values are checked
+        if types is None:  # steps, reboots and history, whose own values are checked
             continue
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError(f"{item.name} is no {item.type}")
-        if isinstance(value, (int, float)) and not 0 <= value < 1e12:  # nor not-a-number
+        least = _LEAST.get(type(record), 0.0)
+        if isinstance(value, (int, float)) and not least <= value < LONGEST:  # nor not-a-number
             raise ValueError(f"{item.name} is out of range")
     return record
 

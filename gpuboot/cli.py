@@ -367,4 +367,34 @@ def explain(*, code: str | None, as_json: bool) -> None:
         click.echo(explaining.text(chosen[0]))
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; times are in seconds.")
+@click.option(
+    "--svg", type=click.File("w", encoding="utf-8", lazy=True), metavar="FILE",
+    help="Write the picture as SVG, for a report; - is standard output.",
+)  # fmt: skip
+@console.told
+def timeline(*, as_json: bool, svg: TextIO | None) -> None:
+    """Show where the time went: every step of every boot, to scale.
+
+    Around the steps stand firmware, kernel, initramfs and cloud-init, by systemd's own clocks. A
+    star marks the critical path: had that been shorter, the boot would have ended sooner.
+
+    \b
+    Exit status: 0 shown, 1 gpuboot has not walked here yet, 2 usage.
+    """
+    import shutil
+
+    from gpuboot import chart, picture
+    from gpuboot import timeline as times
+
+    found = times.read(console.host())
+    if svg:
+        svg.write(picture.svg(found))
+    if as_json:
+        console.print_json(found.document())
+    elif not svg:
+        click.echo(chart.text(found, shutil.get_terminal_size().columns))
+
+
 main.add_command(configcli.config)

@@ -82,11 +82,17 @@ def permit(record: Checkpoint, settings: Reboot, step: str, reason: str) -> None
 
 
 def reboot(
-    host: Host, record: Checkpoint, step: str, reason: str, watch: Callable[[str], None]
+    host: Host,
+    record: Checkpoint,
+    step: str,
+    reason: str,
+    watch: Callable[[str], None],
+    about: Callable[[], None],
 ) -> None:
     """Wait for what a reboot would cut off, record durably, and ask systemd for the reboot.
 
-    `watch` is told what is waited for. Raises GB024, GB026, GB522, GB012, Stopped.
+    `watch` is told what is waited for, `about` is called just before the record is written. Raises
+    GB024, GB026, GB522, GB012, Stopped.
     """
     if kind := volatile(host, checkpoints.FILE):
         raise GpubootError(
@@ -102,6 +108,7 @@ def reboot(
             )  # fmt: skip
         paused = rancher.pause(host)
     try:
+        about()
         spend(host, record, step, reason)
         watch(reason)
         log.info("reboot: %s", reason)

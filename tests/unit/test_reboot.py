@@ -84,7 +84,7 @@ def test_the_record_is_written_before_the_reboot_is_asked_for(node: Node) -> Non
     node.unit("rke2-agent.service")
     node.answers["systemctl reboot"] = systemctl
     told: list[str] = []
-    reboot.reboot(node.host, record(), STEP, WHY, told.append)
+    reboot.reboot(node.host, record(), STEP, WHY, told.append, lambda: None)
     assert found == [[{"boot_id": NOW, "step": STEP, "reason": WHY, "helped": False}]]
     assert told == [WHY]
 
@@ -108,7 +108,7 @@ def test_a_record_that_cannot_be_written_stops_the_reboot(node: Node) -> None:
     node.unit("rke2-agent.service")
     node.answers["systemctl reboot"] = ""
     with pytest.raises(GpubootError) as caught:
-        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None, lambda: None)
     assert caught.value.code.id == "GB012"
     assert "systemctl reboot" not in node.ran
 
@@ -144,7 +144,7 @@ def test_a_reboot_waits_until_cloud_init_is_done(node: Node) -> None:
     node.unit("cloud-init-main.service", **ABSENT)
     node.answers["systemctl reboot"] = ""
     told: list[str] = []
-    reboot.reboot(node.host, record(), STEP, WHY, told.append)
+    reboot.reboot(node.host, record(), STEP, WHY, told.append, lambda: None)
     assert states == []
     assert node.ran[-1] == "systemctl reboot"
     assert told == [
@@ -159,7 +159,7 @@ def test_being_stopped_while_cloud_init_runs_spends_nothing(node: Node) -> None:
     node.unit("cloud-final.service", ActiveState="activating")
     node.unit("cloud-init-main.service", **ABSENT)
     with pytest.raises(Stopped):
-        reboot.reboot(node.host, record(), STEP, WHY, lambda _: node.host.stop())
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: node.host.stop(), lambda: None)
     assert node.text(checkpoint.FILE) is None
 
 
@@ -170,7 +170,7 @@ def refused(node: Node) -> GpubootError:
     """Why a reboot that the walk asked for does not happen, and is not recorded."""
     node.answers["systemctl reboot"] = ""
     with pytest.raises(GpubootError) as caught:
-        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None, lambda: None)
     assert "systemctl reboot" not in node.ran
     assert node.text(checkpoint.FILE) is None
     return caught.value
@@ -206,7 +206,7 @@ def test_a_reboot_waits_for_a_plan_that_rancher_applies(node: Node) -> None:
         # Stopped: what it was at is over, though the interlock is left behind.
         node.unit("rancher-system-agent.service", ActiveState="inactive")
 
-    reboot.reboot(node.host, record(), STEP, WHY, watch)
+    reboot.reboot(node.host, record(), STEP, WHY, watch, lambda: None)
     assert told == [f"{WHY}; the reboot waits: Rancher's system-agent is applying its plan", WHY]
 
 
@@ -227,7 +227,7 @@ def asked(node: Node) -> list[str]:
 
 def test_rancher_s_system_agent_is_stopped_before_the_reboot(node: Node) -> None:
     managed(node)
-    reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+    reboot.reboot(node.host, record(), STEP, WHY, lambda _: None, lambda: None)
     assert asked(node) == ["stop", "reboot"]
 
 
@@ -235,7 +235,7 @@ def test_a_system_agent_that_was_stopped_for_nothing_is_started_again(node: Node
     managed(node)
     node.put("/var/lib/gpuboot")  # a file where the folder must be
     with pytest.raises(GpubootError):
-        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None, lambda: None)
     assert asked(node) == ["stop", "start"]
 
 
@@ -243,7 +243,7 @@ def test_a_reboot_that_systemd_refuses_leaves_the_system_agent_running(node: Nod
     managed(node)
     node.answers["systemctl reboot"] = Result(1, err="Call to Reboot failed")
     with pytest.raises(GpubootError) as caught:
-        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None)
+        reboot.reboot(node.host, record(), STEP, WHY, lambda _: None, lambda: None)
     assert caught.value.code.id == "GB010"
     assert asked(node) == ["stop", "reboot", "start"]
 
@@ -271,7 +271,7 @@ def test_a_plan_that_had_just_begun_is_waited_for_once_more(node: Node) -> None:
             node.host.remove(interlock)
 
     node.answers["systemctl stop"] = stop
-    reboot.reboot(node.host, record(), STEP, WHY, watch)
+    reboot.reboot(node.host, record(), STEP, WHY, watch, lambda: None)
     assert asked(node) == ["stop", "start", "stop", "reboot"]
 
 
