@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpuboot.host import Host
 
 KEPT = 12  # boots; a node that is rebooted for ever must not grow its record
@@ -109,6 +111,12 @@ class Recorder:
     def _end(self, now: float) -> None:
         last = self.boot.spans[-1]
         self.boot.spans[-1] = Span(last.step, last.state, last.begin, now, last.reason)
+
+
+def usual(history: Sequence[Boot]) -> dict[str, float]:
+    """How long each step took on this machine when it was last done, in seconds."""
+    done = (span for boot in history for span in boot.spans if span.state == "ok")
+    return {span.step: span.end - span.begin for span in done}
 
 
 def waited(boot: Boot, name: str, begin: float, end: float) -> None:

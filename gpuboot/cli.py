@@ -234,6 +234,15 @@ def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
     sys.exit(looking.exit_code(found))
 
 
+@main.command(hidden=True)
+def motd() -> None:
+    """Say where a node stands that is not ready, in one line; /etc/update-motd.d calls it."""
+    from gpuboot import show
+
+    if line := show.motd(looking.look(console.host())):
+        click.echo(line)
+
+
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @console.told

@@ -6,13 +6,13 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import __version__, status
+from gpuboot import __version__, boots, status
 from gpuboot.checkpoint import Effort
 from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gpuboot.checkpoint import Checkpoint
     from gpuboot.config import Config
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 FILE = "/run/gpuboot/progress.json"
 SCHEMA = 1
 
-# How long the steps take on a fresh node, in seconds: for the time that is left, until the
-# checkpoint has this machine's own. Measured on two cores; everything else is about instant.
-USUAL = {"packages": 90.0, "driver-built": 150.0, "rke2-installed": 20.0, "node-joined": 60.0}
+# How long the steps take on a fresh node, in seconds: for the time that is left, where the
+# checkpoint has none of this machine's own. Measured on two cores; everything else is instant.
+USUAL: Mapping[str, float] = {
+    "packages": 90.0,
+    "driver-built": 150.0,
+    "rke2-installed": 20.0,
+    "node-joined": 60.0,
+}
 
 
 class Progress:
@@ -42,12 +47,18 @@ class Progress:
             step.name: {"name": step.name, "state": "pending", "reason": ""} for step in steps
         }
         self._walk = round(host.clock.boottime(), 2)
+        self._usual = {**USUAL, **boots.usual(record.history)}
+        self._since: float | None = None  # when the step that is being applied began
         self._shows: dict[str, Any] = {}
         self._head: dict[str, Any] = {"state": "running", "step": None, "reason": "looking"}
 
     def watch(self, step: Step, state: str, reason: str) -> None:
         """The engine's news: one step has a new state."""
         self._steps[step.name].update(state=state, reason=reason)
+        if state != "running":
+            self._since = None
+        elif self._since is None:
+            self._since = self._host.clock.boottime()
         shown = reason if state != "ok" else f"{step.name} holds"
         self._head = {"state": "running", "step": step.name, "reason": shown}
         self.save()
@@ -87,6 +98,7 @@ class Progress:
             "boot_id": record.boot_id,
             "walk": self._walk,  # when it began, in seconds of this boot: no two are the same
             "checked": stamp(host.clock.now()),
+            "boottime": round(host.clock.boottime(), 2),  # of this document
             "progress": self._counted(),
             "steps": [self._step(item) for item in self._steps.values()],
             "reboots": {
@@ -106,11 +118,18 @@ class Progress:
 
     def _step(self, item: dict[str, Any]) -> dict[str, Any]:
         effort = self._record.steps.get(item["name"], Effort())
-        return {**item, "attempts": effort.attempts, "seconds": effort.seconds}
+        took = effort.seconds + (self._spent() if item["state"] == "running" else 0.0)
+        return {**item, "attempts": effort.attempts, "seconds": round(took, 3)}
+
+    def _spent(self) -> float:
+        """Seconds since the step that is being applied began."""
+        return 0.0 if self._since is None else self._host.clock.boottime() - self._since
 
     def _counted(self) -> dict[str, Any]:
         open_steps = [name for name, item in self._steps.items() if item["state"] != "ok"]
-        left = sum(USUAL.get(name, 1.0) for name in open_steps)
+        left = sum(self._usual.get(name, 1.0) for name in open_steps)
+        if self._since is not None:  # one that takes longer than usual is about to end
+            left -= min(self._spent(), self._usual.get(str(self._head["step"]), 1.0))
         running = self._head["state"] == "running"
         return {
             "done": len(self._steps) - len(open_steps),

@@ -102,6 +102,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def motd(found: dict[str, Any]) -> str:
+    """One line for whoever logs in: where a node stands that is not ready; nothing for others."""
+    never = found["state"] == "idle" and not found["enabled"] and not found["boots"]
+    if found["state"] == "ready" or never:
+        return ""
+    return f"gpuboot: {_head(found)}; more: gpuboot status"
+
+
 def follow(look: Callable[[], dict[str, Any]], *, poll: float = 0.5) -> dict[str, Any]:
     """Show the walk as it goes on, until it is over; the last document.
 

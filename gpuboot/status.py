@@ -64,9 +64,26 @@ def look(host: Host) -> dict[str, Any]:
         }
     elif found["state"] in ("ready", "degraded") and not walking:
         found = _verified(host, found)
+    if found["state"] == "running" and walking:
+        found = _by_now(host, found)
     if isinstance(found.get("driver"), dict):
         found = _next_boot(host, found, walking=walking)
     return {**found, "boot_id": boot_id, "enabled": enabled}
+
+
+def _by_now(host: Host, found: dict[str, Any]) -> dict[str, Any]:
+    """The step that is being applied has gone on since its agent wrote, and less is left."""
+    passed = max(host.clock.boottime() - (found.get("boottime") or host.clock.boottime()), 0.0)
+    counted = found.get("progress") or {}
+    left = counted.get("eta_seconds")
+    steps = [
+        {**step, "seconds": round(step.get("seconds", 0.0) + passed, 3)}
+        if step.get("state") == "running" else step for step in found["steps"]
+    ]  # fmt: skip
+    if left is None:
+        return {**found, "steps": steps}
+    counted = {**counted, "eta_seconds": max(round(left - passed), 0)}
+    return {**found, "steps": steps, "progress": counted}
 
 
 def anew(host: Host, before: dict[str, Any]) -> Callable[[], dict[str, Any]]:

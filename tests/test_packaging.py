@@ -31,6 +31,7 @@ CACHE = ROOT / ".cache" / "packaging"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="boots a node, which only root can")
 READY = "/run/gpuboot/ready"
+MOTD = "/etc/update-motd.d/90-gpuboot"
 LINK = "/etc/systemd/system/multi-user.target.wants/gpuboot.service"
 
 RKE2_AGENT = """\
@@ -240,6 +241,7 @@ def test_installed_but_never_enabled_changes_nothing(machine: Machine) -> None:
     assert machine.state("gpuboot") == "inactive"
     assert machine.attempt("systemctl", "is-enabled", "gpuboot").stdout == "disabled\n"
     assert machine.run("stat", "--format=%a %U", "/run/gpuboot") == "755 root"
+    assert machine.run(MOTD) == ""
 
 
 @pytest.mark.vm
@@ -250,6 +252,12 @@ def test_units_are_well_formed_and_without_a_cycle(held: Machine) -> None:
     # systemd finds a cycle before there is a journal, and drops one of its jobs.
     assert "ordering cycle" not in held.console.read_text(encoding="utf-8", errors="replace")
     assert (held.state("cloud-final"), held.state("gpuboot")) == ("active", "active")
+
+
+@pytest.mark.vm
+@needs_root
+def test_whoever_logs_in_is_told_where_the_node_stands(held: Machine) -> None:
+    assert re.fullmatch(r"gpuboot: \S.*; more: gpuboot status", held.run(MOTD))
 
 
 @pytest.mark.vm

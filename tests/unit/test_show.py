@@ -109,6 +109,23 @@ def test_every_state_of_a_step_has_a_mark(state: str) -> None:
     assert lines[1].endswith(" r")
 
 
+@pytest.mark.parametrize(
+    ("state", "enabled", "boots", "said"),
+    [
+        ("ready", True, 1, ""),
+        ("idle", False, 0, ""),  # a template: gpuboot was never asked for
+        ("waiting", True, 1, "gpuboot: waiting (1 of 3 steps): why [GB110]; more: gpuboot status"),
+        ("degraded", True, 2, "gpuboot: degraded: why [GB110]; more: gpuboot status"),
+        ("idle", True, 1, "gpuboot: idle (1 of 3 steps): why [GB110]; more: gpuboot status"),
+    ],
+)
+def test_whoever_logs_in_is_told_of_a_node_that_is_not_ready_and_of_no_other(
+    state: str, boots: int, said: str, *, enabled: bool
+) -> None:
+    found = document(state, enabled=enabled, boots=boots, code="GB110")
+    assert click.unstyle(show.motd(found)) == said
+
+
 def test_following_ends_with_the_walk(capsys: pytest.CaptureFixture[str]) -> None:
     documents = [document("running"), document("ready")]
     found = show.follow(lambda: documents.pop(0), poll=0)

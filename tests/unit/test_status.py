@@ -13,6 +13,7 @@ import click
 import pytest
 
 from gpuboot import checkpoint, progress, show, status
+from gpuboot.boots import Boot, Span
 from gpuboot.checkpoint import Checkpoint, Effort, Spent
 from gpuboot.config import Config, Rke2
 from gpuboot.engine import Outcome
@@ -118,6 +119,27 @@ def test_a_walk_under_way_is_shown_with_its_steps(booted: Node) -> None:
     assert seen["reboots"] == {"spent": 1, "budget": 3, "reasons": ["nouveau holds it"]}
     assert seen["mode"] == "rancher"
     assert status.exit_code(seen) == 3
+
+
+def test_the_time_that_is_left_is_learnt_from_this_machine_and_goes_by(booted: Node) -> None:
+    before = record()
+    before.history = [Boot("boot-0", KERNEL, "", spans=[
+        Span("packages", "waiting", 0.0, 900.0), Span("packages", "ok", 900.0, 930.0),
+    ])]  # fmt: skip
+    found = Progress(booted.host, before, Config(), (First(), Second()))
+    found.watch(First(), "running", "12 packages are missing")
+    with walking(booted):
+        assert look(booted)["progress"]["eta_seconds"] == 31
+        booted.host.clock.sleep(10)
+        seen = look(booted)
+        assert seen["progress"]["eta_seconds"] == 21
+        assert seen["steps"][0]["seconds"] == pytest.approx(100.0, abs=1)
+        found.watch(First(), "running", "unpacking")
+        assert look(booted)["progress"]["eta_seconds"] == 21
+        booted.host.clock.sleep(1000)
+        assert look(booted)["progress"]["eta_seconds"] == 0
+        found.watch(First(), "running", "unpacking")
+        assert look(booted)["progress"]["eta_seconds"] == 1  # what comes after it
 
 
 def test_half_of_a_character_in_a_reason_is_no_fault(booted: Node) -> None:
