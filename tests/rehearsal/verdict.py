@@ -9,9 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
+
 from tests.rehearsal import journal
 from tests.rehearsal.expect import Expectation, ExpectedFile, ExpectedNode
 from tests.rehearsal.table import Table
+
+SCHEMA = Path(__file__).resolve().parents[2] / "docs/status.schema.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Evidence:
 def differences(expect: Expectation, found: Evidence) -> list[str]:
     """One line for each expectation that is not met."""
     return [
+        *_published(found.status),
         *_status(expect, found),
         *_steps(expect.steps, found),
         *_cloud_init(expect, found),
@@ -49,6 +54,16 @@ def differences(expect: Expectation, found: Evidence) -> list[str]:
         *_texts(expect, found),
         *_delay(expect, found),
     ]
+
+
+def _published(status: Mapping[str, object]) -> Iterator[str]:
+    """Where the document of `gpuboot status --json` is not as its published schema says."""
+    if not status:
+        return  # it could not be asked, which is told as differences of its own
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    for error in jsonschema.Draft202012Validator(schema).iter_errors(status):
+        place = ".".join(map(str, error.path)) or "the document"
+        yield f"status.schema.json: {place}: {error.message[:200]}"
 
 
 def _differ(what: str, expected: object, found: object) -> Iterator[str]:

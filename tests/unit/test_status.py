@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
+import jsonschema
 import pytest
 
 from gpuboot import checkpoint, progress, show, status
@@ -23,6 +25,7 @@ from gpuboot.secret import Secret
 from gpuboot.step import Finding, Ok
 from tests.unit.node import KERNEL, Node
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/status.schema.json").read_text())
 GATE = "/run/gpuboot/ready"
 # `status --json` in DESIGN §4: keys are only ever added.
 KEYS = {
@@ -31,8 +34,10 @@ KEYS = {
     "ready_at", "seconds_to_ready", "gpuboot",
 }  # fmt: skip
 DRIVER = {"version": "535", "kernel_module_type": "proprietary"}
+NODE = {"name": "gpu-1", "joined": True, "ready": True, "labels": {}, "taints": [], "drift": [],
+        "checked": "2026-01-01T00:00:00Z"}  # fmt: skip
 READY = Outcome("ready", None, "every step holds", shows={
-    "gpus": [{"pci": "0000:03:00.0"}], "driver": DRIVER, "node": {"name": "gpu-1"},
+    "gpus": [{"pci": "0000:03:00.0"}], "driver": DRIVER, "node": NODE,
 })  # fmt: skip
 
 
@@ -92,7 +97,10 @@ def walking(node: Node) -> Iterator[None]:
 
 
 def look(node: Node) -> dict[str, Any]:
-    return status.look(node.host)
+    """The document, which is as the published schema says."""
+    seen = status.look(node.host)
+    jsonschema.validate(seen, SCHEMA)
+    return seen
 
 
 def shown(seen: dict[str, Any]) -> str:
@@ -244,7 +252,7 @@ def test_a_ready_node_is_ready(booted: Node) -> None:
     walk(booted).end(READY, None)
     seen = look(booted)
     assert (seen["state"], status.exit_code(seen)) == ("ready", 0)
-    assert (seen["gpus"], seen["node"]) == ([{"pci": "0000:03:00.0"}], {"name": "gpu-1"})
+    assert (seen["gpus"], seen["node"]) == ([{"pci": "0000:03:00.0"}], NODE)
 
 
 @pytest.mark.parametrize("state", ["running", "waiting"])
