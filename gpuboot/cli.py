@@ -27,11 +27,14 @@ READY_WAIT = 20.0  # seconds a walk over a ready node may take before we stop lo
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gpuboot")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn a freshly booted GPU VM into a proven GPU worker of an RKE2 cluster.
 
     cloud-init says `gpuboot run`; `gpuboot status` tells where the node stands.
     """
+    if os.environ.get("NO_COLOR"):  # no-color.org; click itself asks only for a terminal
+        context.color = False
 
 
 # -- run ----------------------------------------------------------------------------------------
@@ -174,10 +177,10 @@ def _confirm(look: Callable[[], dict[str, Any]], before: dict[str, Any]) -> None
 
 
 def _follow(look: Callable[[], dict[str, Any]]) -> None:
-    from gpuboot import show
+    from gpuboot import screen, show
 
     try:
-        found = show.follow(look)
+        found = screen.follow(look)
     except KeyboardInterrupt:
         click.echo("\nthe work goes on; where it stands: gpuboot status")
         return
@@ -210,7 +213,10 @@ def give_way() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; keys are only ever added.")
 @click.option("--wait", is_flag=True, help="Block until the node is ready or has failed.")
-@click.option("--watch", is_flag=True, help="Show the progress as it goes on.")
+@click.option(
+    "--watch", is_flag=True,
+    help="Draw it again and again, until Ctrl-C; in a pipe, tell each step that holds.",
+)  # fmt: skip
 @TIMEOUT
 @console.told
 def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
@@ -224,9 +230,15 @@ def status(*, as_json: bool, wait: bool, watch: bool, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while looking.look(host)["state"] not in looking.FINAL and time.monotonic() < deadline:
             time.sleep(0.5)
-    if watch:
+    if watch and sys.stdout.isatty():
+        from gpuboot import screen
+
+        found = screen.watch(lambda: looking.look(host))
+    elif watch:
         _follow(lambda: looking.look(host))
-    found = looking.look(host)
+        return
+    else:
+        found = looking.look(host)
     if as_json:
         console.print_json(found)
     else:

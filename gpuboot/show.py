@@ -1,11 +1,9 @@
-"""How things look on a terminal: status, live progress, facts and plan as text."""
+"""How things look on a terminal: status, facts, plan and problems as text."""
 
 from __future__ import annotations
 
-import shutil
 import textwrap
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,7 +37,7 @@ def status(found: dict[str, Any]) -> str:
     if found["state"] in ("ready", "degraded"):
         lines += _proof(found)
     else:
-        lines += [_step(step) for step in found["steps"] if step.get("state")]
+        lines += [step(one) for one in found["steps"] if one.get("state")]
     if found.get("evidence"):
         lines += ["", "Evidence:", *(f"  {line}" for line in found["evidence"].splitlines()[-8:])]
     lines += [f"  differs: {drift}" for drift in found.get("drift") or []]
@@ -59,7 +57,10 @@ def _head(found: dict[str, Any]) -> str:
     share = ""
     if counted and counted["total"] and found["state"] not in ("ready", "degraded"):
         share = f" ({counted['done']} of {counted['total']} steps)"
-    return f"{state}{share}: {found['reason']}{code}"
+    step_name = found.get("step") or ""
+    named = found["state"] != "running" or found["reason"].startswith(step_name)
+    at = "" if named else f"{step_name}: "
+    return f"{state}{share}: {at}{found['reason']}{code}{left(found)}"
 
 
 def _proof(found: dict[str, Any]) -> list[str]:
@@ -75,10 +76,16 @@ def _proof(found: dict[str, Any]) -> list[str]:
             lines.append(f"  boots   kernel {driver['next_boot_kernel']} next, and it has {module}")
     if node := found["node"]:
         lines.append(f"  node    {node['name']}  {'Ready' if node['ready'] else 'NotReady'}")
+        lines += [f"  label   {key}={value}" for key, value in _own(node["labels"])]
         lines += [f"  taint   {taint}" for taint in node["taints"]]
         lines += [f"  to do   {drift}" for drift in node["drift"]]
     lines.append(f"  took    {_took(found)}")
     return lines
+
+
+def _own(labels: dict[str, str]) -> list[tuple[str, str]]:
+    """The labels that say what a node is for; those that every kubelet sets are no news."""
+    return [(key, value) for key, value in sorted(labels.items()) if "kubernetes.io/" not in key]
 
 
 def _took(found: dict[str, Any]) -> str:
@@ -89,11 +96,12 @@ def _took(found: dict[str, Any]) -> str:
     return f"{duration(seconds) if seconds is not None else '?'}, {reboots}{because}"
 
 
-def _step(step: dict[str, Any]) -> str:
-    mark, colour = MARKS[step["state"]]
-    seconds = f"  {duration(step['seconds'])}" if step.get("seconds", 0) >= 1 else ""
-    reason = f"  {step['reason']}" if step.get("reason") else ""
-    return f"  {click.style(mark, fg=colour)} {step['name']:<18}{reason}{seconds}"
+def step(found: dict[str, Any]) -> str:
+    """One step: a mark for its state, its name, why, and how long it took."""
+    mark, colour = MARKS[found["state"]]
+    seconds = f"  {duration(found['seconds'])}" if found.get("seconds", 0) >= 1 else ""
+    reason = f"  {found['reason']}" if found.get("reason") else ""
+    return f"  {click.style(mark, fg=colour)} {found['name']:<18}{reason}{seconds}"
 
 
 def duration(seconds: float) -> str:
@@ -110,39 +118,8 @@ def motd(found: dict[str, Any]) -> str:
     return f"gpuboot: {_head(found)}; more: gpuboot status"
 
 
-def follow(look: Callable[[], dict[str, Any]], *, poll: float = 0.5) -> dict[str, Any]:
-    """Show the walk as it goes on, until it is over; the last document.
-
-    A step is printed once when it holds; the line at the bottom lives.
-    """
-    done: set[str] = set()
-    started = time.monotonic()
-    while True:
-        found = look()
-        for step in found["steps"]:
-            if step.get("state") == "ok" and step["name"] not in done:
-                done.add(step["name"])
-                click.echo(f"\r\x1b[K{_step(step)}")
-        if found["state"] in ("ready", "degraded", "failed", "idle") and not _begins(
-            found, time.monotonic() - started
-        ):
-            click.echo("\r\x1b[K", nl=False)
-            return found
-        live = f"  {_spinner()} {found.get('step') or ''}: {found['reason']}{_left(found)}"
-        click.echo(f"\r\x1b[K{live[: shutil.get_terminal_size().columns - 1]}", nl=False)
-        time.sleep(poll)
-
-
-def _begins(found: dict[str, Any], seconds: float) -> bool:
-    """Whether the unit may just not have written anything yet."""
-    return found["state"] == "idle" and seconds < 10
-
-
-def _spinner() -> str:
-    return "|/-\\"[int(time.monotonic() * 2) % 4]
-
-
-def _left(found: dict[str, Any]) -> str:
+def left(found: dict[str, Any]) -> str:
+    """About how long it will still take, where that is known and worth a word."""
     seconds = (found.get("progress") or {}).get("eta_seconds")
     return f" (about {duration(seconds)} left)" if seconds and seconds > 5 else ""
 
@@ -157,9 +134,9 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 def plan(found: dict[str, Any]) -> str:
     """The document of `gpuboot plan` as text."""
     lines = []
-    for step in found["steps"]:
-        lines.append(_step({**step, "state": step["state"] or "pending"}) + _marked(step))
-        lines += [f"      differs: {drift}" for drift in step["drift"]]
+    for one in found["steps"]:
+        lines.append(step({**one, "state": one["state"] or "pending"}) + _marked(one))
+        lines += [f"      differs: {drift}" for drift in one["drift"]]
     if driver := found["driver"]:
         kind = f"{driver['branch']} ({driver['kernel_module_type']}), {driver['source']}"
         lines += ["", f"driver: {kind}", f"  {driver['reason']}"]

@@ -41,8 +41,9 @@ def test_a_duration_is_said_as_a_person_says_it(seconds: float, said: str) -> No
 
 @pytest.mark.parametrize("state", ["running", "waiting", "rebooting", "failed"])
 def test_a_walk_is_shown_with_its_steps(state: str) -> None:
+    at = "driver-built: " if state == "running" else ""
     assert text(state) == [
-        f"{state} (1 of 3 steps): why",
+        f"{state} (1 of 3 steps): {at}why",
         "  ✓ packages            12 packages  1 min 32 s",
         "  ▸ driver-built        no module",
         "  · cdi               ",
@@ -84,13 +85,15 @@ def test_a_ready_node_is_shown_by_its_proof(
         "ready", seconds_to_ready=seconds, reboots={"reasons": reasons},
         gpus=[{"pci": "0000:03:00.0", "name": "Tesla T4", "uuid": "GPU-1"}],
         driver={"version": "535.309.01", "kernel_module_type": "proprietary"},
-        node={"name": "gpu-1", "ready": True, "taints": ["a:NoSchedule"], "drift": ["label b"]},
+        node={"name": "gpu-1", "ready": True, "taints": ["a:NoSchedule"], "drift": ["label b"],
+              "labels": {"kubernetes.io/os": "linux", "nvidia.com/gpu": "present"}},
     )  # fmt: skip
     assert lines == [
         "ready: why",
         "  GPU     0000:03:00.0  Tesla T4  GPU-1",
         "  driver  535.309.01 (proprietary)",
         "  node    gpu-1  Ready",
+        "  label   nvidia.com/gpu=present",
         "  taint   a:NoSchedule",
         "  to do   label b",
         f"  took    {took}",
@@ -124,15 +127,6 @@ def test_whoever_logs_in_is_told_of_a_node_that_is_not_ready_and_of_no_other(
 ) -> None:
     found = document(state, enabled=enabled, boots=boots, code="GB110")
     assert click.unstyle(show.motd(found)) == said
-
-
-def test_following_ends_with_the_walk(capsys: pytest.CaptureFixture[str]) -> None:
-    documents = [document("running"), document("ready")]
-    found = show.follow(lambda: documents.pop(0), poll=0)
-    assert found["state"] == "ready"
-    out = capsys.readouterr().out
-    assert out.count("✓ packages") == 1
-    assert "driver-built: why" in out
 
 
 def test_a_table_has_two_columns() -> None:
