@@ -23,6 +23,7 @@ BUDGET = config.Reboot().budget
 # What no decision hangs on: it only grows from boot to boot, or is shown to people.
 COUNTED = (
     "elapsed", "since", "seen", "boots", "rung", "started", "boot_id", "seconds_to_ready",
+    "history",
 )  # fmt: skip
 
 

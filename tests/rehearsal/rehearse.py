@@ -42,6 +42,7 @@ def rehearse(stage: Stage) -> list[str]:
         if not found and first != "ready" and evidence.look("state") == "ready":
             found = _planned(stage, evidence, corrected=stage.acted.corrected)
     found += [
+        *verdict.published(evidence.status),
         *_early_reboots(stage, evidence),
         *processes.findings(),
         *_secrecy(stage),

@@ -45,7 +45,6 @@ class Evidence:
 def differences(expect: Expectation, found: Evidence) -> list[str]:
     """One line for each expectation that is not met."""
     return [
-        *_published(found.status),
         *_status(expect, found),
         *_steps(expect.steps, found),
         *_cloud_init(expect, found),
@@ -56,7 +55,7 @@ def differences(expect: Expectation, found: Evidence) -> list[str]:
     ]
 
 
-def _published(status: Mapping[str, object]) -> Iterator[str]:
+def published(status: Mapping[str, object]) -> Iterator[str]:
     """Where the document of `gpuboot status --json` is not as its published schema says."""
     if not status:
         return  # it could not be asked, which is told as differences of its own
