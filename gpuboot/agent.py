@@ -249,6 +249,9 @@ def _conclude(
         progress.end(outcome, _after(host, delay))
         log.info("waiting: %s [%s]", outcome.reason, outcome.code, extra={"code": outcome.code})
         return EXIT_RETRY, delay
+    if _note(host, record, outcome.state):
+        with suppress(GpubootError):  # a disk that takes no record changes nothing of the failure
+            record.save(host)
     progress.end(outcome, None)
     why = (outcome.reason, outcome.code, outcome.hint)
     log.error("failed: %s [%s]; next: %s", *why, extra={"code": outcome.code})

@@ -20,6 +20,7 @@ KEPT = 12  # boots; a node that is rebooted for ever must not grow its record
 SPANS = 80  # of one boot
 NOTEWORTHY = 0.5  # seconds; a check that takes less is not told of
 APPLYING = "running"
+QUIET = ("ok", "pending")  # pending without being applied: a live node, which is only looked at
 
 # systemd's own instants of the boot (systemd.directives(7), org.freedesktop.systemd1(5)).
 _MANAGER = ("FirmwareTimestampMonotonic", "LoaderTimestampMonotonic",
@@ -90,7 +91,7 @@ class Recorder:
         if self.begun is not None:
             self.boot.spans.pop()
             self._add(Span(step, state, self.begun[1], now, reason))
-        elif state != "ok" or (now - self.last >= NOTEWORTHY and not self._waiting()):
+        elif state not in QUIET or (now - self.last >= NOTEWORTHY and not self._waiting()):
             self._add(Span(step, state, self.last, now, reason))
         self.begun, self.last = None, now
 
@@ -154,9 +155,10 @@ def _of_units(text: str) -> list[Phase]:
     for block in text.split("\n\n"):
         values = dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE))
         begin, entered, left = (int(values.get(name) or 0) / 1e6 for name in _UNIT[1:])
+        unit = values.get("Id", "")
         # A oneshot that stays active was done when it entered; one that does not, when it left.
         end = entered or left
-        if begin and end >= begin:
-            name = values["Id"].removesuffix(".service")
-            found.append(Phase(f"{name} starts" if values["Id"] == OWN else name, begin, end))
+        if unit and begin and end >= begin:
+            name = unit.removesuffix(".service")
+            found.append(Phase(f"{name} starts" if unit == OWN else name, begin, end))
     return sorted(found, key=lambda phase: phase.begin)

@@ -141,15 +141,18 @@ def load(host: Host, facts: Facts, *, budget: int) -> Checkpoint:
     where it cannot last over a reboot is that known (`reboot.volatile`).
     """
     found = _read(host, facts, budget)
-    if found.boot_id != facts.boot_id:
+    new = found.boot_id != facts.boot_id
+    if new:
         found.elapsed += max(0.0, found.seen - found.since)
         found.since = host.clock.boottime() if not found.boot_id else 0.0
         found.boot_id = facts.boot_id
         found.boots += 1
         found.started = found.started or stamp(host.clock.now())
+    if new or not found.history:  # an older gpuboot's record has none
         began = host.clock.now() - timedelta(seconds=host.clock.boottime())
         this = Boot(facts.boot_id, facts.kernel, stamp(began))
         found.history = [*found.history[1 - KEPT :], this]
+    if new:
         found.save(host)
     return found
 

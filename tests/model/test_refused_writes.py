@@ -23,8 +23,8 @@ from tests.model.machine import Machine
 from tests.model.reach import Start
 
 # A file or a command could not write; the disk is full; packages could not be installed; the
-# toolkit's refresh failed without a reason.
-CODES = {"GB010", "GB012", "GB205", "GB206"}
+# toolkit has not written its specification.
+CODES = {"GB010", "GB012", "GB205", "GB206", "GB310"}
 PATIENCE = 2  # tries that see the trouble, before somebody comes
 ERRORS = pytest.mark.parametrize("error", [ENOSPC, EROFS], ids=["full", "read-only"])
 

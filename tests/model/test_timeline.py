@@ -37,6 +37,14 @@ def test_every_boot_is_there_with_what_was_done_in_it(node: Machine) -> None:
     assert all(0 <= bar.begin <= bar.end for boot in (first, second) for bar in boot.bars)
 
 
+def test_a_walk_that_has_failed_is_told_as_such(folder: Path) -> None:
+    machine = prepare(folder / "node", busy)
+    machine.put("/etc/gpuboot/config.yaml", "nonsense: true\n")
+    machine.boot()
+    assert agent.live_forever(machine.host()) == agent.EXIT_CONFIG
+    assert timeline.read(machine.host()).boots[-1].ended == "failed"
+
+
 def test_a_look_at_a_ready_node_leaves_it_as_it_is(node: Machine) -> None:
     before = timeline.read(node.host())
     assert agent.live_forever(node.host()) == agent.EXIT_OK

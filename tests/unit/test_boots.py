@@ -51,6 +51,10 @@ def test_a_check_that_takes_long_is_told_of() -> None:
     assert heard((10.1, "a", "ok"), (13.0, "b", "ok")) == [Span("b", "ok", 10.1, 13.0, "why")]
 
 
+def test_what_is_only_found_to_differ_is_no_span() -> None:
+    assert heard((10.1, "packages", "pending"), (10.2, "cdi", "pending")) == []
+
+
 def test_a_step_that_was_cut_off_is_there_as_running() -> None:
     assert heard((10.1, "packages", "running")) == [Span("packages", "running", 10.1, 10.1, "why")]
 
@@ -105,6 +109,10 @@ def test_a_stage_that_is_not_there_or_not_over_is_left_out(node: Node) -> None:
     assert phases(node, "", UNITS) == [Phase("cloud-init-local", 2.5, 3.5)]
 
 
-@pytest.mark.parametrize("said", ["", "System has not been booted with systemd\n", "A=b\n\nId=x"])
+@pytest.mark.parametrize(
+    "said",
+    ["", "System has not been booted with systemd\n", "A=b\n\nId=x",
+     "InactiveExitTimestampMonotonic=1\nActiveEnterTimestampMonotonic=2\n"],
+)  # fmt: skip
 def test_what_systemd_does_not_say_is_not_there(node: Node, said: str) -> None:
     assert phases(node, said, said) == []
