@@ -92,11 +92,14 @@ def told(left: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{name}, which is not ours, is {state}" for name, state in sorted(left.items()))
 
 
-def _dpkg(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+def _dpkg(host: Host, argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """What dpkg said, if it did not end well."""
     words = ["dpkg", "--force-confdef,confold", *argv]
     result = aptlock.run(host, words, {**apt.QUIET, **env})
-    if result.code != 0:
-        log.info("dpkg %s: %s", argv[0], result.said)
+    if result.code == 0:
+        return ""
+    log.info("dpkg %s: %s", argv[0], result.said)
+    return result.said
 
 
 def _audit(host: Host) -> str:
@@ -119,14 +122,25 @@ def _unpack_again(host: Host, env: Mapping[str, str]) -> None:
 
     dpkg refuses to configure them, and apt takes them for unpacked. Raises GB2xx.
     """
+    parts = _in_parts(host)
+    if not parts:
+        return
+    with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
+        for name in parts:
+            _fetch(host, name, Path(folder), env)
+        said = _dpkg(host, ["--unpack", "--recursive", folder], env)
+    if left := _in_parts(host):
+        raise GpubootError(
+            INSTALL_FAILED, f"dpkg could not unpack {', '.join(left)} again",
+            evidence=said or _audit(host), retry=True,
+        )  # fmt: skip
+
+
+def _in_parts(host: Host) -> list[str]:
     fields = "${db:Status-Eflag}\t${binary:Package}\n"
     result = host.run(["dpkg-query", "--show", "--showformat", fields])
     rows = [line.partition("\t") for line in result.out.splitlines()]
-    if parts := sorted(name for flag, _, name in rows if flag == "reinstreq"):
-        with tempfile.TemporaryDirectory(prefix="gpuboot-dpkg-") as folder:
-            for name in parts:
-                _fetch(host, name, Path(folder), env)
-            _dpkg(host, ["--unpack", "--recursive", folder], env)
+    return sorted(name for flag, _, name in rows if flag == "reinstreq")
 
 
 def _fetch(host: Host, name: str, folder: Path, env: Mapping[str, str]) -> None:

@@ -59,8 +59,12 @@ Inst linux-headers-amd64 (6.1.1 Debian:12 [amd64])
 class Dpkg:
     """dpkg in a mess, until apt has done what `mended_by` says; what apt was asked for."""
 
-    def __init__(self, node: Node, *, mended_by: str, says: int = 100) -> None:
+    def __init__(
+        self, node: Node, *, mended_by: str, says: int = 100, unpacks: bool = True
+    ) -> None:
         self.mess = "dkms is in a mess\n"
+        self.flag = "reinstreq"  # dpkg's, of dkms, until it could be unpacked again
+        self._unpacks = unpacks
         self.asked: list[str] = []
         self.seen = ""  # the status that was simulated with
         self._mended_by = mended_by
@@ -70,7 +74,8 @@ class Dpkg:
         node.answers |= {
             "dpkg --audit": lambda _: Result(0, self.mess),
             "dpkg --force-confdef,confold": self._dpkg,
-            "dpkg-query": "reinstreq\tdkms\nok\tgcc-12\n", "apt-get": self._apt,
+            "dpkg-query": lambda _: Result(0, f"{self.flag}\tdkms\nok\tgcc-12\n"),
+            "apt-get": self._apt,
             "env": self._fetch, "apt-mark": "",
         }  # fmt: skip
 
@@ -81,6 +86,10 @@ class Dpkg:
             if verb == "--configure"
             else f"unpack {[file.name for file in Path(last).iterdir()]}"
         )
+        if verb == "--unpack" and not self._unpacks:
+            return Result(1, err="dpkg: error: failed to write: No space left on device")
+        if verb == "--unpack":
+            self.flag = "ok"
         return Result(0 if not self.mess else 1)
 
     def _fetch(self, command: Command) -> Result:
@@ -163,6 +172,15 @@ def test_what_remains_is_left_to_apt(node: Node) -> None:
     state = Dpkg(node, mended_by="install")
     dpkg.mend(node.host, wanted, {})
     assert state.asked[-1] == "install"
+
+
+def test_what_cannot_be_unpacked_again_is_an_error_before_apt_passes_it_over(node: Node) -> None:
+    state = Dpkg(node, mended_by="install", unpacks=False)
+    with pytest.raises(GpubootError, match="dpkg could not unpack dkms again") as caught:
+        dpkg.mend(node.host, wanted, {})
+    assert (caught.value.code, caught.value.retry) == (aptfailure.INSTALL_FAILED, True)
+    assert "No space left on device" in caught.value.evidence
+    assert state.asked == ["configure", "unpack ['dkms.deb']"]
 
 
 @pytest.mark.parametrize("says", [0, 100])
