@@ -81,7 +81,7 @@ test: ## Everything a change must pass: lint, unit, model, packaging, core scena
 	@$(MAKE) --no-print-directory deb-test
 	@$(MAKE) --no-print-directory core
 
-test-long: ## Cut the power again and again, refuse every write, read 65,000 files and answers
+test-long: ## Cut the power again and again, refuse every write, read 65,000 files; the herd; the VM
 	@$(READY) python
 	$(VENV)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile $(PROFILE) -m long \
 		tests/model tests/unit
