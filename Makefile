@@ -27,7 +27,7 @@ VERIFY_UNITS = units=$$(mktemp -d) && trap 'rm -rf "$$units"' EXIT && \
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help rehearsal shell rehearsal-all torture core deb deb-test lint unit test test-long \
+.PHONY: help rehearsal shell rehearsal-all torture core deb deb-test docs lint unit test test-long \
 	test-vm herd bench clean
 
 help: ## Say what can be made
@@ -56,6 +56,11 @@ deb: ## Build gpuboot's Debian package into build/
 	@$(READY) deb
 	@mkdir -p build
 	packaging/build-deb build
+
+docs: ## Write docs/errors.md anew, from the catalogue of codes
+	@$(READY) python
+	made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
+	$(VENV)/python packaging/man.py "$$made" && cp "$$made/errors.md" docs/errors.md
 
 lint: ## Check style, types, spelling, shell scripts and units
 	@$(READY) lint

@@ -50,7 +50,8 @@ BUSY = Code(
         "gpuboot.service is at work, and `gpuboot run --foreground` was started beside it.",
         "`gpuboot run --foreground` was started by hand and has not ended.",
     ),
-    ("gpuboot status", "systemctl stop gpuboot", "fuser -v /run/gpuboot/lock"),
+    ("gpuboot status", "systemctl stop gpuboot", "lslocks -o COMMAND,PID,PATH"),
+    evidence="the lock on /run/gpuboot/lock",
 )
 
 LOCK = "/run/gpuboot/lock"

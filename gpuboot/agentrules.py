@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpuboot import dropin, labels, token
 from gpuboot.agentkeys import AGENT, BOOLEANS, LISTS, SECRETS, SERVER
 from gpuboot.document import Value
-from gpuboot.errors import Code
+from gpuboot.errors import Code, Elsewhere
 from gpuboot.kinds import SERVER_ADDRESS, Wrong
 from gpuboot.labels import Label, Taint
 from gpuboot.reader import Problem
@@ -25,6 +25,7 @@ UNREADABLE = Code(
         "The file is not UTF-8, is a dangling link, or is no map of keys.",
     ),
     ("gpuboot config check", "journalctl -u rke2-agent -n 20"),
+    evidence="the line at which the file cannot be read",
 )
 LABEL = Code(
     "GB561",
@@ -34,9 +35,10 @@ LABEL = Code(
         "Key or value breaks Kubernetes' syntax, or holds a comma.",
     ),
     (
-        "kubectl label node NODE KEY=VALUE",
+        Elsewhere("kubectl label node NODE KEY=VALUE"),
         "tail /var/lib/rancher/rke2/agent/logs/kubelet.log",
     ),
+    evidence="the label, by Kubernetes' rules for keys and values",
 )
 TAINT = Code(
     "GB562",
@@ -45,7 +47,8 @@ TAINT = Code(
         "It is not key=value:effect, or the effect is unknown: rke2-agent ends.",
         "The same key and effect stand in two files or lists: rke2-agent ends.",
     ),
-    ("gpuboot config check", "kubectl taint node NODE KEY=VALUE:EFFECT"),
+    ("gpuboot config check", Elsewhere("kubectl taint node NODE KEY=VALUE:EFFECT")),
+    evidence="the taint, and the files and lists that give it",
 )
 LOST = Code(
     "GB563",
@@ -56,6 +59,7 @@ LOST = Code(
         "Rancher overwrites node-label and node-taint, and drops numbers.",
     ),
     ("ls -A /etc/rancher/rke2/config.yaml.d", "gpuboot config check"),
+    evidence="the files in the order in which RKE2 reads them",
 )
 VALUE = Code(
     "GB564",
@@ -66,6 +70,7 @@ VALUE = Code(
         "A default runtime is not installed.",
     ),
     ("gpuboot config check", "journalctl -u rke2-agent -n 20"),
+    evidence="the value as YAML 1.1 reads it, beside what is allowed there",
 )
 OPEN = Code(
     "GB565",
@@ -75,12 +80,14 @@ OPEN = Code(
         "A token in it lets others join machines of their own to the cluster.",
     ),
     ("chown root: FILE", "chmod 0600 FILE"),
+    evidence="the file's owner and mode",
 )
 KNOWN_LATER = Code(
     "GB569",
     "something in RKE2's or Rancher's configuration that is good to know",
     ("A key has no effect on this kind of node, or has one only at the node's registration.",),
     ("gpuboot config check",),
+    evidence="the keys that are set",
 )
 
 RANCHER = f"{dropin.FOLDER}/50-rancher.yaml"

@@ -30,6 +30,7 @@ NOT_JOINED = Code(
         "The node's images are still being fetched.",
     ),
     ("journalctl -u rke2-agent -n 50", "tail /var/lib/rancher/rke2/agent/logs/kubelet.log"),
+    evidence="the own Node in the cluster, and the last lines of rke2-agent and the kubelet",
 )
 
 GPU = "nvidia.com/gpu"  # what NVIDIA's device plugin calls a card

@@ -21,8 +21,8 @@ LOCKED = Code(
         "An apt of somebody's asks a question and waits for the answer.",
     ),
     ("gpuboot status", "systemctl list-units 'apt-*' unattended-upgrades.service",
-     "fuser -v /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock"),
-)  # fmt: skip
+     "lslocks -o COMMAND,PID,PATH"),
+ evidence='who holds the lock, by the process that has it',)  # fmt: skip
 SOURCE_FAILED = Code(
     "GB202",
     "a package source cannot be reached",
@@ -32,6 +32,7 @@ SOURCE_FAILED = Code(
         "A proxy is needed for it (key proxy).",
     ),
     ("apt-get update", f"cat {FILE}"),
+    evidence="what apt-get update says of the source",
 )
 SIGNATURE_REFUSED = Code(
     "GB203",
@@ -41,6 +42,7 @@ SIGNATURE_REFUSED = Code(
         "The source is not signed at all.",
     ),
     ("apt-get update", f"cat {FILE}", "gpuboot config show"),
+    evidence="what apt-get update says of the signature",
 )
 NO_PACKAGE = Code(
     "GB204",
@@ -50,6 +52,7 @@ NO_PACKAGE = Code(
         "The archive no longer has headers for the running kernel: boot the newest kernel.",
     ),
     ("apt-cache policy PACKAGE", "apt-get install linux-image-amd64", "gpuboot config show"),
+    evidence="what apt-get says of the package",
 )
 INSTALL_FAILED = Code(
     "GB205",
@@ -59,12 +62,14 @@ INSTALL_FAILED = Code(
         "Held or pinned packages stand in the way.",
     ),
     ("apt-get -f install", "apt-mark showhold", "journalctl -u gpuboot -n 80"),
+    evidence="the last lines of apt-get and dpkg",
 )
 DISK_FULL = Code(
     "GB206",
     "the disk is full",
     ("Driver, headers and module need about 3 GB of free space.",),
     ("df -h / /var", "apt-get clean", "journalctl --vacuum-size=100M"),
+    evidence="what apt-get and dpkg say, and the free bytes",
 )
 STALE_LISTS = Code(
     "GB207",
@@ -74,6 +79,7 @@ STALE_LISTS = Code(
         "A proxy between this node and the mirror hands out old copies, or damaged ones.",
     ),
     ("apt-get -o Acquire::http::No-Cache=true update", "gpuboot run", "apt-config dump Acquire"),
+    evidence="the checksums that apt-get update found and those it expected",
 )
 KEY_UNKNOWN = Code(
     "GB208",
@@ -83,6 +89,7 @@ KEY_UNKNOWN = Code(
         "The archive's owner has changed the key: check the new one's fingerprint.",
     ),
     (f"cat {FILE}", "gpg --show-keys KEYFILE", "gpuboot config show"),
+    evidence="the key ids in what apt-get update says",
 )
 KEY_EXPIRED = Code(
     "GB209",
@@ -92,6 +99,7 @@ KEY_EXPIRED = Code(
         "The node's clock is ahead.",
     ),
     ("timedatectl", "gpg --show-keys KEYFILE", f"cat {FILE}"),
+    evidence="the key's date of expiry",
 )
 TOO_WEAK = Code(
     "GB213",
@@ -101,6 +109,7 @@ TOO_WEAK = Code(
         "The index has no SHA-256 sums.",
     ),
     ("apt-get update", "gpg --show-keys KEYFILE", "gpuboot config show"),
+    evidence="what apt-get update says of the signature or the index",
 )
 RELEASE_EXPIRED = Code(
     "GB214",
@@ -111,6 +120,7 @@ RELEASE_EXPIRED = Code(
         "The node's clock is ahead.",
     ),
     ("timedatectl", "apt-get -o Acquire::http::No-Cache=true update", f"cat {FILE}"),
+    evidence="the index's Valid-Until date, beside this node's clock",
 )
 CLOCK_BEHIND = Code(
     "GB215",
@@ -118,7 +128,7 @@ CLOCK_BEHIND = Code(
     ("The node's clock is behind: no time service has set it yet.",
      "The clock of the machine that signs the archive is ahead."),
     ("timedatectl", "gpuboot run"),
-)  # fmt: skip
+ evidence="the index's date, beside this node's clock",)  # fmt: skip
 UNREADABLE = Code(
     "GB216",
     "apt cannot read its list of sources",
@@ -127,12 +137,14 @@ UNREADABLE = Code(
         "Two entries name the same source with different keys.",
     ),
     ("apt-get update", "ls -l /etc/apt/sources.list /etc/apt/sources.list.d"),
+    evidence="the line that apt names",
 )
 NO_SUCH_SOURCE = Code(
     "GB219",
     "there is no package source at the address that is configured",
     ("The address or the release's name is wrong, or the mirror does not carry this release.",),
     (f"cat {FILE}", "gpuboot config show"),
+    evidence="what the server answers to the index's address",
 )
 STRANGER_BROKEN = Code(
     "GB218",
@@ -142,6 +154,7 @@ STRANGER_BROKEN = Code(
         "Its installation was cut off, and no source has it any more.",
     ),
     ("dpkg --audit", "dpkg --configure -a", "journalctl -u gpuboot -n 80"),
+    evidence="the states that dpkg --audit tells, and the script's last lines",
 )
 
 

@@ -166,6 +166,14 @@ def peek(host: Host) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
 
 
+def remembered(host: Host) -> Checkpoint | None:
+    """What is remembered of whichever machine this was, to be shown; None if that is nothing."""
+    try:
+        return parse(host.read(FILE) or "")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
 def _read(host: Host, facts: Facts, budget: int) -> Checkpoint:
     fresh = Checkpoint(facts.machine_id, facts.instance_id, facts.product_uuid)
     text = host.read(FILE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import reader, settings
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 from gpuboot.kinds import (
     ADMIN_LABEL,
     ARCHIVE,
@@ -49,12 +49,14 @@ CONFIG_WRONG = Code(
     "the configuration is wrong",
     ("A key, a value or a combination of keys is not what gpuboot understands.",),
     ("gpuboot config check", "gpuboot config schema", "gpuboot run"),
+    evidence="the file and line of each problem, with what was expected there",
 )
 NOT_ROOT = Code(
     "GB105",
     "gpuboot is not run by root",
     ("Some of what has to be looked at can only be read by root.",),
-    ("the same command as root, with sudo",),
+    (Elsewhere("the same command as root, with sudo"),),
+    evidence="the user id, and the file that may not be read",
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -102,8 +101,7 @@ def _tell(problems: Sequence[Problem], files: Sequence[str], *, valid: bool) -> 
     if not problems:
         click.echo(f"valid: {', '.join(files) or 'no file, so the defaults'}")
         return
-    width = min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else None
-    click.echo(show.problems(problems, width=width))
+    click.echo(show.problems(problems, width=console.width()))
     click.echo(f"{'valid' if valid else 'not valid'}: {show.counted(problems)}")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CONFIG = 78
+WIDEST = 120  # columns; longer lines are hard to read
 
 
 def told(command: F) -> F:
@@ -45,6 +46,15 @@ def host() -> Host:
     from gpuboot.host import Host
 
     return Host()
+
+
+def width() -> int | None:
+    """How wide a text for a person may be; None in a pipe, where no line is broken."""
+    if not sys.stdout.isatty():
+        return None
+    import shutil
+
+    return min(shutil.get_terminal_size().columns, WIDEST)
 
 
 def print_json(document: object) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from gpuboot.apiserver import NOT_JOINED, Node
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 from gpuboot.supervisor import CA_MISMATCH, NOT_READY, TOKEN_MISSING, TOKEN_REFUSED, TOO_MANY
 from gpuboot.web import NO_ANSWER, NO_NAME, OUT_OF_DATE, PORT_CLOSED, UNREACHABLE
 
@@ -23,16 +23,18 @@ PASSWORD_REJECTED = Code(
         "This node was rebuilt and its old Node was not deleted.",
     ),
     (
-        "kubectl delete node NAME (then it joins by itself)",
-        "rke2.config.with-node-id: true (a name of its own for every machine)",
-        "keep /etc/rancher/node/password over a rebuild",
+        Elsewhere("kubectl delete node NAME (then it joins by itself)"),
+        Elsewhere("rke2.config.with-node-id: true (a name of its own for every machine)"),
+        Elsewhere("keep /etc/rancher/node/password over a rebuild"),
     ),
+    evidence="the words of rke2-agent when the supervisor answers 403",
 )
 KUBELET_DIES = Code(
     "GB542",
     "the kubelet does not stay up",
     ("It refuses one of its settings, or something on the machine keeps it from starting.",),
     (KUBELET_LOG, "gpuboot config show", WALK),
+    evidence="the kubelet's last lines, and how often it was started",
 )
 FORBIDDEN_LABEL = Code(
     "GB544",
@@ -42,28 +44,32 @@ FORBIDDEN_LABEL = Code(
         "NodeRestriction keeps node-restriction.kubernetes.io for administrators.",
     ),
     (
-        "take it out of node-label, list it under rke2.admin-labels instead",
-        "kubectl label node NAME KEY=VALUE (by an administrator, once the node has joined)",
+        Elsewhere("take it out of node-label, list it under rke2.admin-labels instead"),
+        Elsewhere("kubectl label node NAME KEY=VALUE (by an administrator, after the join)"),
         WALK,
     ),
+    evidence="the kubelet's words, or the label in the configuration",
 )
 INVALID_LABEL = Code(
     "GB545",
     "a label that is none",
     ("Key or value has characters that Kubernetes does not allow, or is no KEY=VALUE.",),
     (FILES, "gpuboot config check", WALK),
+    evidence="the words of rke2-agent or of the kubelet",
 )
 BAD_TAINT = Code(
     "GB546",
     "a taint that is none",
     ("It must be KEY=VALUE:EFFECT; effects are NoSchedule, PreferNoSchedule, NoExecute.",),
     (FILES, "gpuboot config check", WALK),
+    evidence="the words of rke2-agent or of the kubelet",
 )
 DUPLICATE_TAINT = Code(
     "GB547",
     "a taint is given twice",
     ("Two of RKE2's files, or one of them twice, set the same key and effect.",),
     ("grep -rn taint /etc/rancher/rke2", "gpuboot config show", WALK),
+    evidence="the words of rke2-agent, and the files that give the taint",
 )
 NO_DEFAULT_RUNTIME = Code(
     "GB548",
@@ -73,6 +79,7 @@ NO_DEFAULT_RUNTIME = Code(
         "default-runtime names a runtime that this node does not have.",
     ),
     ("ls -l /usr/bin/nvidia-container-runtime", "grep -rn default-runtime /etc/rancher/rke2", WALK),
+    evidence="the words of rke2-agent",
 )
 CIS_SYSCTL = Code(
     "GB549",
@@ -83,24 +90,28 @@ CIS_SYSCTL = Code(
         "systemctl restart systemd-sysctl",
         "sysctl vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops",
     ),
+    evidence="the words of rke2-agent, and the settings in /proc/sys",
 )
 SETTING_REFUSED = Code(
     "GB550",
     "RKE2 refuses one of its settings",
     ("A file of RKE2's, or its environment, holds a value that rke2-agent ends at.",),
     (FILES, "gpuboot config show", "cat /etc/default/rke2-agent", WALK),
+    evidence="the words of rke2-agent",
 )
 BAD_ARGUMENT = Code(
     "GB551",
     "the kubelet refuses one of its arguments",
     ("A kubelet-arg names a flag that this kubelet does not have, or gives it a wrong value.",),
     ("grep -rn kubelet-arg /etc/rancher/rke2", KUBELET_LOG, WALK),
+    evidence="the kubelet's words",
 )
 NOT_YAML = Code(
     "GB552",
     "RKE2 cannot read one of its YAML files",
     ("A file in /etc/rancher/rke2 or its drop-in folder has an error of syntax.",),
     (FILES, "journalctl -u rke2-agent -n 20", "gpuboot run (once it is corrected)"),
+    evidence="the words of rke2-agent",
 )
 KERNEL_DEFAULTS = Code(
     "GB553",
@@ -111,6 +122,7 @@ KERNEL_DEFAULTS = Code(
         "cp /usr/local/share/rke2/rke2-cis-sysctl.conf /etc/sysctl.d/60-rke2-cis.conf",
         "systemctl restart systemd-sysctl",
     ),
+    evidence="the kubelet's words, and the settings in /proc/sys",
 )
 NO_NETWORK = Code(
     "GB554",
@@ -120,10 +132,11 @@ NO_NETWORK = Code(
         "In the first minutes of a node this is usual: the plugin's images are fetched.",
     ),
     (
-        "kubectl -n kube-system get pods -o wide --field-selector spec.nodeName=NAME",
+        Elsewhere("kubectl -n kube-system get pods -o wide --field-selector spec.nodeName=NAME"),
         "ls /etc/cni/net.d",
-        "crictl --config /var/lib/rancher/rke2/agent/etc/crictl.yaml ps -a",
+        "ls /var/log/pods",
     ),
+    evidence="the Node's Ready condition, and its reason",
 )
 UNINITIALIZED = Code(
     "GB555",
@@ -133,9 +146,10 @@ UNINITIALIZED = Code(
         "It does not know this machine: another data centre, or no rights to see it.",
     ),
     (
-        "kubectl -n kube-system get pods | grep -e cloud -e cpi",
-        "kubectl describe node NAME",
+        Elsewhere("kubectl -n kube-system get pods | grep -e cloud -e cpi"),
+        Elsewhere("kubectl describe node NAME"),
     ),
+    evidence="the Node's taint of an uninitialised cloud provider",
 )
 
 CLUSTERS = (NO_NETWORK, UNINITIALIZED)  # no file on the node has to do with these

@@ -27,12 +27,14 @@ BUILD_FAILED = Code(
         "The open module of that driver does not compile, while the proprietary one does.",
     ),
     ("dkms status", "tail -40 /var/lib/dkms/*/*/build/make.log", "gpuboot config show"),
+    evidence="the first error in DKMS's make.log",
 )
 NO_MEMORY = Code(
     "GB330",
     "the compiler had too little memory for the driver's kernel module",
     ("About 1 GB is needed for each job at work; it was tried with one job too.",),
     ("free -m", "journalctl -k -g 'Out of memory' -n 20", "gpuboot status"),
+    evidence="the compiler's end in make.log, and the kernel's out-of-memory lines",
 )
 NO_HEADERS = Code(
     "GB331",
@@ -42,6 +44,7 @@ NO_HEADERS = Code(
         "The folder /lib/modules/KERNEL/build was removed or leads nowhere.",
     ),
     ("ls -lL /lib/modules/*/build", "apt-get install --reinstall linux-headers-$(uname -r)"),
+    evidence="the folder /lib/modules/KERNEL/build, and DKMS's words",
 )
 OTHER_COMPILER = Code(
     "GB332",
@@ -50,7 +53,8 @@ OTHER_COMPILER = Code(
         "The kernel is not Debian's, and its headers name no compiler package.",
         "CC or a gcc in front of Debian's was set up on the node.",
     ),
-    ("cat /proc/version", "gcc --version", "ls -l /usr/bin/gcc* /usr/local/bin/gcc*"),
+    ("cat /proc/version", "ls -l /usr/bin/gcc* /usr/local/bin/gcc*"),
+    evidence="the compiler that /proc/version names, and the one that was used",
 )
 
 TREE = "/var/lib/dkms"

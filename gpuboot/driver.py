@@ -25,7 +25,8 @@ MODULE_REFUSED = Code(
         "Secure Boot is on and the module is not signed with a key the firmware knows.",
         "The card could not be initialised; the kernel's NVRM lines say why.",
     ),
-    ("journalctl -k -g NVRM", "mokutil --sb-state", "lspci -nnk -d 10de:"),
+    ("journalctl -k -g NVRM", "gpuboot facts", "lspci -nnk -d 10de:"),
+    evidence="what modprobe says, and the kernel's NVRM lines",
 )
 
 MODULES_LOAD = "/etc/modules-load.d/gpuboot.conf"

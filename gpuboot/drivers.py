@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpuboot import cards
 from gpuboot.cards import PROPRIETARY
 from gpuboot.catalog import ARCHITECTURE, DKMS, PRECOMPILED, RELEASES, TABLE, Row, listed
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 
 if TYPE_CHECKING:
     from gpuboot.config import Config
@@ -24,6 +24,7 @@ UNSUPPORTED = Code(
     "this machine is not one that gpuboot can set up",
     ("This version knows Debian and Ubuntu on amd64, in the releases that the message names.",),
     ("gpuboot facts", "cat /etc/os-release"),
+    evidence="/etc/os-release, and dpkg --print-architecture",
 )
 NO_DRIVER_FOR_CARD = Code(
     "GB120",
@@ -33,6 +34,7 @@ NO_DRIVER_FOR_CARD = Code(
         "The card is newer than this gpuboot; named branch and kernel module type are believed.",
     ),
     ("gpuboot facts", "gpuboot plan", "lspci -nn -d 10de:"),
+    evidence="the card's PCI id, in the table of the families and their branches",
 )
 NOT_PREINSTALLED = Code(
     "GB121",
@@ -48,12 +50,14 @@ NOT_PREINSTALLED = Code(
         "dkms status",
         "ls -l /usr/lib/x86_64-linux-gnu/libnvidia*",
     ),
+    evidence="the modules of this kernel, the installed libraries, and their versions",
 )
 NO_SUCH_DRIVER = Code(
     "GB122",
     "the release has no such driver",
     ("driver.branch, driver.build and driver.kernel-module-type name none of its drivers.",),
     ("gpuboot plan", "gpuboot config show"),
+    evidence="the table of what each release offers",
 )
 OTHER_DRIVER = Code(
     "GB123",
@@ -62,7 +66,8 @@ OTHER_DRIVER = Code(
         "The template has a driver of its own, and the configuration names another one.",
         "A driver of NVIDIA's .run installer and one of packages overwrite each other's files.",
     ),
-    ("gpuboot facts", "nvidia-uninstall", "gpuboot config show"),
+    ("gpuboot facts", Elsewhere("nvidia-uninstall"), "gpuboot config show"),
+    evidence="the driver on the machine, its version and where it came from",
 )
 
 AGAIN = "correct it in /etc/gpuboot/config.yaml, then: gpuboot run"

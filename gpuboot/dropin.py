@@ -35,6 +35,7 @@ FOREIGN_CONFIG = Code(
         "A file cannot be parsed, which ends rke2-agent.",
     ),
     ("ls /etc/rancher/rke2/config.yaml.d", "gpuboot config show"),
+    evidence="RKE2's files, merged as RKE2 does it, with the file that each value came from",
 )
 
 

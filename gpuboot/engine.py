@@ -25,6 +25,7 @@ STILL_PENDING = Code(
         "A program reported success without doing its work.",
     ),
     ("journalctl -u gpuboot -n 50", "gpuboot plan", "gpuboot run"),
+    evidence="the step's own check, before and after it was applied",
 )
 
 

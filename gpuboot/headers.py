@@ -32,6 +32,7 @@ NO_HEADERS = Code(
         "apt-get install linux-image-amd64 linux-headers-amd64",
         "gpuboot status",
     ),
+    evidence="the header packages that are installed and those that the sources have",
 )
 PINNED = Code(
     "GB321",
@@ -41,12 +42,14 @@ PINNED = Code(
         "grub.cfg was not made anew when the kernel was installed.",
     ),
     ("grep -r GRUB_DEFAULT /etc/default/grub /etc/default/grub.d", "update-grub", "gpuboot run"),
+    evidence="grub.cfg and GRUB's environment, and the kernels in /boot",
 )
 REALTIME = Code(
     "GB322",
     "NVIDIA's driver is not built for a realtime kernel",
     ("The machine runs, or boots next, one of Debian's rt kernels; DKMS leaves those out.",),
     ("apt-get install linux-image-amd64 linux-headers-amd64", "dpkg -l 'linux-image-*rt*'"),
+    evidence="the running kernel's name, and that of the one that boots next",
 )
 
 

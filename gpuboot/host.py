@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
-import shutil
 import signal
 import stat
 import subprocess
@@ -16,13 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpuboot.clock import Clock, SystemClock
 from gpuboot.errors import Code, GpubootError, Stopped
 from gpuboot.secret import Mask
-from gpuboot.web import RequestsWeb, Web
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from gpuboot.web import Web
 
 COMMAND_FAILED = Code(
     "GB010",
@@ -32,18 +31,21 @@ COMMAND_FAILED = Code(
         "A file system that is full or read-only makes unrelated commands fail.",
     ),
     ("journalctl -u gpuboot -n 50", "df -h /", "gpuboot status"),
+    evidence="the command, its exit status and its last lines",
 )
 COMMAND_TIMEOUT = Code(
     "GB011",
     "a command did not end in time and was stopped",
     ("The machine is overloaded, or the command waits for something that does not come.",),
     ("journalctl -u gpuboot -n 50", "gpuboot status"),
+    evidence="the command, and how long it was waited for",
 )
 WRITE_FAILED = Code(
     "GB012",
     "a file could not be written",
     ("The disk is full.", "The file system is read-only, often after a disk error."),
     ("df -h /", "findmnt -no OPTIONS /", "journalctl -k -p err -n 20"),
+    evidence="what the system said when the file was written (errno)",
 )
 
 # What programs say, in whatever words around it, when a file system takes nothing (errno(3)).
@@ -121,20 +123,33 @@ def run_process(command: Command) -> Result:
         return Result(NOT_FOUND, err=f"{command.argv[0]}: command not found")
     except OSError as error:
         return Result(NOT_EXECUTABLE, err=f"{command.argv[0]}: {error.strerror}")
-    with process:
-        if command.patient:
+    if command.patient:
+        with process:
             out, err = _wait_patiently(process, command)
-            return Result(process.returncode, out, err)
-        try:
-            out, err = process.communicate(command.input, timeout=command.timeout)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            # Its end is waited for, but not long: a child that left the group may hold the pipes.
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=0.2)
-            raise TimeoutError(command.argv[0]) from None
+        return Result(process.returncode, out, err)
+    try:
+        out, err = process.communicate(command.input, timeout=command.timeout)
+    except subprocess.TimeoutExpired:
+        _abandon(process)
+        raise TimeoutError(command.argv[0]) from None
     return Result(process.returncode, out, err)
+
+
+def _abandon(process: subprocess.Popen[str]) -> None:
+    """Kill a program and its children; their end is waited for, but not long.
+
+    A child that left the group may hold the pipes, and a driver in trouble may hold the program
+    itself, which then does not even die.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.2)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=0.2)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _wait_patiently(process: subprocess.Popen[str], command: Command) -> tuple[str, str]:
@@ -164,16 +179,32 @@ class Host:
         self.root = root
         self.owner = owner  # the user id that must own what we trust: root's
         self.clock: Clock = clock or SystemClock()
-        self.web: Web = web or RequestsWeb()
+        self._web = web
         self.mask = Mask()
         self.woken = False  # somebody wants us to look again at once
         self.waited = 0.0  # seconds this walk has waited for apt's locks
         # What a step says while it is applied, for whoever watches; "" for no more.
         self.tell: Callable[[str], None] = lambda _: None
+        # Each command and how it ended, for whoever debugs. Commands that only look need no
+        # logging, whose import would cost them more than what they do.
+        self.trace: Callable[[str], None] = lambda _: None
         self.memory: dict[object, object] = {}  # what was dear to find out, by what it holds for
         self._runner = runner
         self._stopping = False
         self._fetching = threading.Lock()
+
+    @property
+    def web(self) -> Web:
+        """HTTP. Its import is dear, and who only looks at the machine needs none."""
+        if self._web is None:
+            from gpuboot.web import RequestsWeb
+
+            self._web = RequestsWeb()
+        return self._web
+
+    @web.setter
+    def web(self, web: Web) -> None:
+        self._web = web
 
     # -- stopping and waking ------------------------------------------------------------------
 
@@ -239,7 +270,7 @@ class Host:
         command = Command(
             tuple(argv), timeout, env or {}, input, patient, stopping=lambda: self._stopping
         )
-        log.debug("run: %s", self.mask(str(command)))
+        self.trace(f"run: {self.mask(str(command))}")
         try:
             result = self._runner(command)
         except TimeoutError:
@@ -249,7 +280,7 @@ class Host:
                 retry=True,
             ) from None
         result = Result(result.code, self.mask(result.out), self.mask(result.err))
-        log.debug("run: exit %d: %s", result.code, result.said)
+        self.trace(f"run: exit {result.code}: {result.said}")
         return result
 
     def must(
@@ -370,7 +401,8 @@ class Host:
 
     def free(self, name: str) -> int:
         """Free bytes on the file system that holds this folder."""
-        return shutil.disk_usage(self.path(name)).free
+        found = os.statvfs(self.path(name))
+        return found.f_bavail * found.f_frsize
 
     # -- changing files ---------------------------------------------------------------------
 

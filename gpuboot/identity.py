@@ -24,6 +24,7 @@ NO_PASSWORD = Code(
         "Whatever delivers it, such as cloud-init or a secrets service, has not run yet.",
     ),
     ("ls -l NODE-PASSWORD-FILE", "gpuboot config check", "gpuboot run"),
+    evidence="the file's content, which is never shown",
 )
 
 

@@ -11,7 +11,7 @@ from gpuboot.apiserver import NOT_JOINED, ApiServer, Node, minor
 from gpuboot.clock import stamp
 from gpuboot.diagnosis import UNINITIALIZED_TAINT, Seen
 from gpuboot.dropin import Rke2Config
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 from gpuboot.step import Finding, Ok, Pending, Waiting
 
 if TYPE_CHECKING:
@@ -31,15 +31,17 @@ NO_RUNTIME = Code(
         "ls -l /usr/bin/nvidia-container-runtime",
         "ls /var/lib/rancher/rke2/agent/etc/containerd",
     ),
+    evidence="the runtimes in the containerd configuration that RKE2 has generated",
 )
 TOO_NEW = Code(
     "GB556",
     "this node's RKE2 is newer than its servers",
     ("Kubernetes allows an agent to be older than its servers, and never newer.",),
     (
-        "upgrade the servers first",
-        "rke2.version: a release that is not newer, for nodes that are made from now on",
+        Elsewhere("upgrade the servers first"),
+        Elsewhere("rke2.version: a release that is not newer, for nodes that are made from now on"),
     ),
+    evidence="the versions that rke2 and the supervisor tell",
 )
 DIFFERS = Code(
     "GB557",
@@ -49,6 +51,7 @@ DIFFERS = Code(
         "The configuration was changed after the node had joined, or somebody took them away.",
     ),
     ("gpuboot status (it names each difference, and the kubectl line)",),
+    evidence="the own Node's labels and taints, beside the configured ones",
 )
 
 JOIN_TIMEOUT = 300.0  # seconds we look on before we call it waiting: images have to be fetched

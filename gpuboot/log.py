@@ -79,10 +79,10 @@ def _field(name: str, value: str) -> bytes:
     return name.encode() + b"\n" + len(content).to_bytes(8, "little") + content + b"\n"
 
 
-def start(mask: Callable[[str], str], *, verbose: bool, place: str | None = None) -> None:
+def start(mask: Callable[[str], str], *, verbose: bool, place: str | None = None) -> logging.Logger:
     """Log from now on, every text through `mask`; to the journal's socket if it is `place`.
 
-    Without one it is looked whether standard error is the journal.
+    Without one it is looked whether standard error is the journal. The program's own logger.
     """
     place = place or (SOCKET if _is_journal() else None)
     handler = _Journal(place) if place else logging.StreamHandler(sys.stderr)
@@ -93,6 +93,7 @@ def start(mask: Callable[[str], str], *, verbose: bool, place: str | None = None
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    return logger
 
 
 def _is_journal() -> bool:

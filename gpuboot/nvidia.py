@@ -23,12 +23,14 @@ NO_GPU = Code(
         "The pool's template has one, but this VM was cloned without it.",
     ),
     ("lspci -nn -d 10de:", "gpuboot facts"),
+    evidence="the devices that lspci lists with vendor 10de and class 0300 or 0302",
 )
 OTHER_GPU = Code(
     "GB111",
     "the GPUs on the PCI bus are not the wanted ones",
     ("gpu.count or gpu.model asks for something else than the VM has.",),
     ("lspci -nn -d 10de:", "gpuboot config show"),
+    evidence="the devices that lspci lists, beside gpu.count and gpu.model",
 )
 NO_ANSWER = Code(
     "GB303",
@@ -38,6 +40,7 @@ NO_ANSWER = Code(
         "Library and kernel module are of different versions.",
     ),
     ("nvidia-smi", "journalctl -k -g 'NVRM|Xid'", "gpuboot explain GB302"),
+    evidence="the answer of NVML or of libcuda, each in a process of its own",
 )
 
 MISMATCH = Code(
@@ -48,6 +51,7 @@ MISMATCH = Code(
         "Only some of the driver's packages were upgraded: they must all be of one version.",
     ),
     ("cat /sys/module/nvidia/version", "dpkg -l '*nvidia*' '*cuda1'", "gpuboot run"),
+    evidence="/sys/module/nvidia/version, and the version in the libraries' file names",
 )
 FOREIGN_DRIVER = Code(
     "GB305",
@@ -57,6 +61,7 @@ FOREIGN_DRIVER = Code(
         "It is bound by driverctl, by an option of vfio-pci or on the kernel's command line.",
     ),
     ("lspci -nnk -d 10de:", "grep -rs vfio /etc/modprobe.d /etc/driverctl.d /proc/cmdline"),
+    evidence="the card's driver in sysfs, and who has chosen it",
 )
 
 MODPROBE = "/etc/modprobe.d/gpuboot.conf"

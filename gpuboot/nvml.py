@@ -13,6 +13,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from gpuboot import pci
+
 if TYPE_CHECKING:
     from gpuboot.host import Host
 
@@ -57,7 +59,7 @@ def binding() -> Any:  # noqa: ANN401 - neither module's types are the other's
 
 def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - the module has no types
     return {
-        "pci": slot(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
+        "pci": pci.slot(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
         "name": _text(pynvml.nvmlDeviceGetName(handle)),
         "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
         "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
@@ -81,12 +83,6 @@ def library(host: Host) -> str | None:
         if match := re.fullmatch(r"libnvidia-ml\.so\.(\d+(?:\.\d+)+)", posixpath.basename(name)):
             return match[1]
     return None
-
-
-def slot(bus_id: str) -> str:
-    """NVML's 00000000:03:00.0 as sysfs and lspci write it, 0000:03:00.0."""
-    domain, _, rest = bus_id.lower().partition(":")
-    return f"{int(domain, 16):04x}:{rest}"
 
 
 def cuda() -> dict[str, Any]:

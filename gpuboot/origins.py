@@ -20,6 +20,7 @@ MIXED = Code(
         "The source that was chosen has been changed since this node's driver was installed.",
     ),
     ("apt-cache policy PACKAGE", "dpkg -l '*nvidia*'", "gpuboot config schema"),
+    evidence="the sources that apt would take each package of the driver from",
 )
 
 # What a driver consists of, whoever packs it; the toolkit's packages share its names.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuboot import kernel, pci
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -27,6 +27,7 @@ GPU_UNUSABLE = Code(
         "The card does not answer: power the VM off and on, a reboot is not enough.",
     ),
     _LOOK,
+    evidence="the card's regions and interrupt in sysfs, its configuration space",
 )
 INIT_FAILED = Code(
     "GB113",
@@ -37,18 +38,21 @@ INIT_FAILED = Code(
         "The host's firmware or the card itself is at fault, if another VM fails as well.",
     ),
     _LOOK,
+    evidence="the kernel's NVRM lines of this boot",
 )
 OFF_BUS = Code(
     "GB114",
     "a GPU has fallen off the bus",
     ("The card lost power or its PCI Express link (Xid 79).",),
-    ("power the VM off and on: a reboot inside it is not enough", *_LOOK),
+    (Elsewhere("power the VM off and on: a reboot inside it is not enough"), *_LOOK),
+    evidence="the kernel's Xid and NVRM lines, and a configuration space that reads all ones",
 )
 VGPU = Code(
     "GB115",
     "the card is a share of a card (vGPU), which needs NVIDIA's GRID driver",
     ("The VM was given a vGPU profile, and no card by passthrough.",),
     ("lspci -nnv -d 10de:", "gpuboot facts"),
+    evidence="the card's subsystem id, by which a share of a card differs from the card",
 )
 GSP_FAILED = Code(
     "GB116",
@@ -59,7 +63,7 @@ GSP_FAILED = Code(
     ),
     ("journalctl -k -g 'NVRM|Xid'", "grep EnableGpuFirmware: /proc/driver/nvidia/params",
      "gpuboot plan"),
-)  # fmt: skip
+ evidence="the kernel's Xid and NVRM lines of this boot",)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -109,3 +109,9 @@ def unassigned(host: Host, gpu: Gpu) -> list[int]:
         if len(words) == 3 and (words[2] & UNSET or (number in gpu.regions and not any(words))):
             bad.append(number)
     return bad
+
+
+def slot(bus_id: str) -> str:
+    """NVML's 00000000:03:00.0 as sysfs and lspci write it, 0000:03:00.0."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"

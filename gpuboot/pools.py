@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from gpuboot import labels
 from gpuboot.agentrules import KNOWN_LATER, LABEL, LOST, TAINT, refused_label, taints_twice
 from gpuboot.document import Value
-from gpuboot.errors import Code
+from gpuboot.errors import Code, Elsewhere
 from gpuboot.labels import Taint
 from gpuboot.reader import Problem
 from gpuboot.secret import quoted
@@ -26,13 +26,15 @@ HEALTH = Code(
         "nodeStartupTimeout is unset beside unhealthyNodeTimeout: a node has 10 minutes to join.",
         "A reboot, or a driver that is built anew, takes longer than unhealthyNodeTimeout.",
     ),
-    ("kubectl get machinehealthchecks -A", "gpuboot config check --rancher FILE"),
+    (Elsewhere("kubectl get machinehealthchecks -A"), "gpuboot config check --rancher FILE"),
+    evidence="the health check's and the pool's timeouts",
 )
 DRAIN = Code(
     "GB567",
     "machines with GPUs are deleted without a drain",
     ("drainBeforeDelete is unset or false: running jobs are killed with their machine.",),
     ("gpuboot config check --rancher FILE",),
+    evidence="the pool's drainBeforeDelete",
 )
 
 GPU_PREFIX = "nvidia.com/"

@@ -21,6 +21,7 @@ NO_SPACE = Code(
     "there is too little free space",
     ("Driver, headers, module and RKE2 need about 3 GB below /usr and /var.",),
     ("df -h /usr /var", "apt-get clean"),
+    evidence="the free bytes of the file systems that hold /usr and /var",
 )
 MINIMUM_SPACE = 3 << 30  # bytes: measured on Debian 12, with a margin (facts: nvidia 2.4)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gpuboot import (
     apt,
     aptfailure,
+    boots,
+    checkpoint,
     config,
     facts,
     findings,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from gpuboot.step import Step
 
 SCHEMA = 1
+INSTANT = 1.0  # seconds; what a step takes of which nothing else is known
 
 # What holds a secret in a line of a difference: the old one may be unknown to us.
 _TOKEN = re.compile(r'^(.\s*"?(?:agent-)?token"?\s*:|.HTTPS?_PROXY=).+', re.MULTILINE)
@@ -71,10 +74,11 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
     hint, drift; state ok, pending, drift, waiting, reboot, failed, or null where it was not looked
     at), `packages` (name, action, version, before, bytes; null where unknown), `download_bytes`,
     `held`, `files` (name, diff; null for a download), `units` that are enabled, `reboot` (answer:
-    no, maybe, yes; reason), `trusted` (what, by), `warnings` and `trouble` (null, or why the
-    packages are names only: code, message, hint, evidence), `driver` (what was chosen and why:
-    source, branch, kernel_module_type, build, signed, packages, reason; null where preflight tells
-    why none was). Raises ConfigError and GB105.
+    no, maybe, yes; reason), `expected` (seconds; of which the steps; reboot_seconds, which another
+    boot adds; own: the steps whose time is this machine's own), `trusted` (what, by), `warnings`
+    and `trouble` (null, or why the packages are names only: code, message, hint, evidence),
+    `driver` (what was chosen and why: source, branch, kernel_module_type, build, signed, packages,
+    reason; null where preflight tells why none was). Raises ConfigError and GB105.
     """
     wanted = config.load(host)
     host.web.proxy = plan.proxy(wanted)
@@ -102,6 +106,7 @@ def preview(host: Host, looking: findings.Looking) -> dict[str, Any]:
         "units": [unit for step in acting if isinstance(step, Enables)
                   for unit in step.enables(host)],
         "reboot": _reboot(host, wanted, machine, road, steps, packages, live=live),
+        "expected": _expected(host, steps, live=live),
         "trusted": _trusted(wanted, {step.name for step in acting}),
         "warnings": _warnings(wanted, road),
         "trouble": trouble,
@@ -131,6 +136,7 @@ def elsewhere(host: Host, machine: Facts) -> dict[str, Any]:
         "files": [],
         "units": [],
         "reboot": _rivals(machine) or _no_reboot(machine),
+        "expected": _typical(steps),
         "trusted": _trusted(wanted, {step.name for step in road.steps}),
         "warnings": _warnings(wanted, road),
         "trouble": None,
@@ -269,6 +275,30 @@ def _listed(wanted: Config) -> str:
     if wanted.sources.rke2.url.startswith("http:"):
         return f"nothing, over plain http: refused ({release.UNVERIFIED.id}), set rke2.sha256"
     return "TLS (its checksum file); rke2.sha256 pins it"
+
+
+def _expected(host: Host, steps: Sequence[Mapping[str, Any]], *, live: bool) -> dict[str, Any]:
+    """How long the walk will take, from this machine's earlier boots and what is usual."""
+    record = checkpoint.remembered(host)
+    history = record.history if record else []
+    skipped = ("ok", "drift", None) if live else ("ok", "drift")
+    names = [step["name"] for step in steps if step["state"] not in skipped]
+    return _times(names, boots.usual(history), boots.reboot(history))
+
+
+def _typical(names: Iterable[str]) -> dict[str, Any]:
+    return _times(names, {}, boots.REBOOT)
+
+
+def _times(names: Iterable[str], own: Mapping[str, float], reboot: float) -> dict[str, Any]:
+    known = {**boots.TYPICAL, **own}
+    times = {name: known.get(name, INSTANT) for name in names}
+    return {
+        "seconds": round(sum(times.values())),
+        "steps": {name: round(time) for name, time in times.items() if time > INSTANT},
+        "own": [name for name in times if name in own],
+        "reboot_seconds": round(reboot),
+    }
 
 
 def _reboot(

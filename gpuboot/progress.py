@@ -12,7 +12,7 @@ from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gpuboot.checkpoint import Checkpoint
     from gpuboot.config import Config
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
 FILE = "/run/gpuboot/progress.json"
 SCHEMA = 1
-
-# How long the steps take on a fresh node, in seconds: for the time that is left, where the
-# checkpoint has none of this machine's own. Measured on two cores; everything else is instant.
-USUAL: Mapping[str, float] = {
-    "packages": 90.0,
-    "driver-built": 150.0,
-    "rke2-installed": 20.0,
-    "node-joined": 60.0,
-}
 
 
 class Progress:
@@ -47,7 +38,7 @@ class Progress:
             step.name: {"name": step.name, "state": "pending", "reason": ""} for step in steps
         }
         self._walk = round(host.clock.boottime(), 2)
-        self._usual = {**USUAL, **boots.usual(record.history)}
+        self._usual = {**boots.TYPICAL, **boots.usual(record.history)}
         self._since: float | None = None  # when the step that is being applied began
         self._shows: dict[str, Any] = {}
         self._head: dict[str, Any] = {"state": "running", "step": None, "reason": "looking"}

@@ -11,7 +11,7 @@ import yaml
 
 from gpuboot import cloudinit, dropin, labels, rke2, status, systemd
 from gpuboot.config import FILE as CONFIG_FILE
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 from gpuboot.reader import Loader, Problem
 from gpuboot.secret import Secret, redact
 from gpuboot.settings import SERVER
@@ -46,6 +46,7 @@ NO_PLAN = Code(
         "journalctl -u rancher-system-agent -n 50",
         "cloud-init status --long",
     ),
+    evidence="Rancher's files below /etc/rancher/agent and /var/lib/rancher/agent, and its units",
 )
 TOKEN_REFUSED = Code(
     "GB521",
@@ -56,10 +57,11 @@ TOKEN_REFUSED = Code(
         "The cluster or its registration token was deleted in Rancher.",
     ),
     (
-        "in Rancher, delete this machine: its pool makes another one",
-        "in a custom cluster: run the registration command of the cluster's page",
+        Elsewhere("in Rancher, delete this machine: its pool makes another one"),
+        Elsewhere("in a custom cluster: run the registration command of the cluster's page"),
         "tail -5 /var/log/cloud-init-output.log",
     ),
+    evidence="the last try of Rancher's line in cloud-init's output",
 )
 INTERLOCK_STUCK = Code(
     "GB522",
@@ -74,6 +76,7 @@ INTERLOCK_STUCK = Code(
         f"rm -f {INTERLOCK}",
         "systemctl start rancher-system-agent",
     ),
+    evidence="the interlock file, and how long nothing was written",
 )
 
 # What Rancher's install.sh says when it has to try again. Only such lines are ever quoted: the

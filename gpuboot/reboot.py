@@ -27,18 +27,21 @@ DID_NOT_HELP = Code(
         "The kernel command line or an old initramfs still loads what was to be kept out.",
     ),
     ("journalctl -u gpuboot -b -1 -n 50", "lsmod", "cat /proc/cmdline"),
+    evidence="the step's check in this boot, beside the reboot that the checkpoint remembers",
 )
 BUDGET_SPENT = Code(
     "GB022",
     "no reboots are left",
     ("The node was rebooted as often as reboot.budget allows and is still not ready.",),
     ("gpuboot status", "journalctl -u gpuboot -n 50", "gpuboot config show"),
+    evidence="the reboots in the checkpoint, counted against reboot.budget",
 )
 NOT_ALLOWED = Code(
     "GB023",
     "a reboot is needed and not allowed",
     ("reboot.allow is false: somebody else decides when this machine reboots.",),
     ("systemctl reboot",),
+    evidence="the step that asks for the reboot, and its reason",
 )
 NOT_RECORDED = Code(
     "GB024",
@@ -48,6 +51,7 @@ NOT_RECORDED = Code(
         "/var/lib/gpuboot is on a file system in memory: every boot would ask for one more reboot.",
     ),
     ("journalctl -k -p err -n 20", "findmnt --target /var/lib/gpuboot"),
+    evidence="the checkpoint, read back right after it was written",
 )
 NOT_YET = Code(
     "GB026",
@@ -57,6 +61,7 @@ NOT_YET = Code(
         "rke2-agent has become active: the node may carry workloads.",
     ),
     ("gpuboot status", "cloud-init status --long", "systemctl status rancher-system-agent"),
+    evidence="cloud-init's result and jobs, Rancher's interlock, the state of rke2-agent",
 )
 
 POLL = 1.0  # seconds between two looks at what the reboot waits for

@@ -34,18 +34,21 @@ NOT_FOUND = Code(
         "The channel is unknown to the server under sources.rke2.channels.",
     ),
     ("gpuboot config show", "curl -I URL"),
+    evidence="the server's or the folder's answer to the file's name",
 )
 UNVERIFIED = Code(
     "GB505",
     "the RKE2 release cannot be verified",
     ("Over plain http its checksum file proves nothing.",),
     ("gpuboot config schema", "sha256sum rke2.linux-amd64.tar.gz"),
+    evidence="the address of the source, and what pins there are",
 )
 DAMAGED = Code(
     "GB506",
     "the RKE2 release is not what a release looks like",
     ("The pinned checksum belongs to some other file.",),
     (f"tar tzf {TARBALL}",),
+    evidence="the names in the archive",
 )
 
 

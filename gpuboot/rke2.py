@@ -46,18 +46,21 @@ NO_HOLD = Code(
     "nothing keeps rke2-agent from starting too early",
     ("The package's drop-in is gone, or gpuboot runs without being installed as a package.",),
     ("apt-get install --reinstall gpuboot", "systemctl cat rke2-agent"),
+    evidence="the drop-in of rke2-agent.service, as systemd has read it",
 )
 SERVER_HERE = Code(
     "GB502",
     "this node is an RKE2 server",
     ("rke2-server is enabled or running here, and refuses an agent beside it.",),
     ("systemctl status rke2-server", "gpuboot config show"),
+    evidence="the state of rke2-server.service",
 )
 NOT_STARTING = Code(
     "GB503",
     "rke2-agent does not start",
     ("Its unit is masked, or a condition other than gpuboot's hold stands in the way.",),
     ("systemctl status rke2-agent", "journalctl -u rke2-agent -n 50"),
+    evidence="the states and conditions of rke2-agent.service",
 )
 NOT_OURS = Code(
     "GB507",
@@ -67,6 +70,7 @@ NOT_OURS = Code(
         "The agent's unit starts an rke2 that somebody has put into a place of its own.",
     ),
     ("systemctl cat rke2-agent", "dpkg -S /usr/bin/rke2", "gpuboot config show"),
+    evidence="rke2 --version, and the unit that starts it",
 )
 OTHER_RELEASE = Code(
     "GB508",
@@ -76,6 +80,7 @@ OTHER_RELEASE = Code(
         "A mirror has a release under another one's name.",
     ),
     ("ls -R FOLDER", "gpuboot config show"),
+    evidence="the version that the release's files name",
 )
 
 

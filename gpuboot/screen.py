@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import Any
 
 import click
 
-from gpuboot import show, status
+from gpuboot import show, status, statusview
 
 Look = Callable[[], dict[str, Any]]
 
@@ -51,7 +52,9 @@ def follow(look: Look, *, poll: float = 0.5) -> dict[str, Any]:
         if over and not _begins(found, time.monotonic() - started):
             draw(f"\r{REST_OF_LINE}")
             return found
-        live = f"  {_spinner()} {found.get('step') or ''}: {found['reason']}{show.left(found)}"
+        live = (
+            f"  {_spinner()} {found.get('step') or ''}: {found['reason']}{statusview.left(found)}"
+        )
         columns = shutil.get_terminal_size().columns
         draw(f"\r{REST_OF_LINE}{live[: columns - 1]}")
         time.sleep(poll)
@@ -63,7 +66,9 @@ def watch(look: Look, *, poll: float = 1.0, write: Callable[[str], None] = draw)
     with _own_screen(write):
         try:
             while True:
-                write(frame(show.status(found), *shutil.get_terminal_size()))
+                size = shutil.get_terminal_size()
+                now = datetime.now(timezone.utc)
+                write(frame(statusview.text(found, size.columns, now), *size))
                 time.sleep(poll)
                 found = look()
         except KeyboardInterrupt:

@@ -20,7 +20,8 @@ SECURE_BOOT = Code(
         "DKMS signs with a key of this machine's own, which the firmware does not know.",
         "The kernel is locked down, which it is by itself under Secure Boot.",
     ),
-    ("mokutil --sb-state", "cat /sys/kernel/security/lockdown", "gpuboot plan"),
+    ("gpuboot facts", "cat /sys/kernel/security/lockdown", "gpuboot plan"),
+    evidence="the SecureBoot variable, the kernel's lockdown, the module's signer, enrolled keys",
 )
 
 # The keys that DKMS signs with: Debian's, and Ubuntu's (dkms's framework.conf of each).

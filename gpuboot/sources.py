@@ -26,6 +26,7 @@ KEY_MISSING = Code(
     "the key of a package source is not there",
     ("The file named under sources does not exist on this node.",),
     ("ls -l /usr/share/keyrings /etc/apt/keyrings", "gpuboot config show"),
+    evidence="the file's absence",
 )
 KEY_REFUSED = Code(
     "GB211",
@@ -35,12 +36,14 @@ KEY_REFUSED = Code(
         "The source's owner changed the key: check the new fingerprint, then configure it.",
     ),
     ("gpg --show-keys FILE", "gpuboot config show"),
+    evidence="the fingerprint of the key that was handed out",
 )
 NO_ARCHIVE = Code(
     "GB212",
     "the node's own apt sources name no archive of the distribution",
     ("apt is configured with other sources only.",),
     ("apt-get indextargets", "gpuboot config schema"),
+    evidence="apt-get indextargets",
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuboot import __version__
 from gpuboot.errors import Code
+from gpuboot.gauges import NO_ANSWER, Gauges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ NO_MODULE = Code(
         "GRUB was told to boot another kernel than before.",
     ),
     ("gpuboot run", "dkms status", "apt-cache search --names-only 'KERNEL$'"),
+    evidence="the module files below /lib/modules of the kernel that GRUB boots next",
 )
 
 EXIT_CODES = {"ready": 0, "failed": 1, "degraded": 4}
@@ -46,9 +48,10 @@ BEGIN_WAIT = 20.0  # seconds a walk that was asked for may take to begin
 def look(host: Host) -> dict[str, Any]:
     """The document of `gpuboot status --json`; only reads, and needs no privilege."""
     boot_id = (host.read(BOOT_ID) or "").strip()
+    found = _json(host, PROGRESS)
+    gauges = _gauges(host, found, boot_id)  # asked while the rest is looked at
     enabled = host.exists(ENABLED)
     walking = locked(host)
-    found = _json(host, PROGRESS)
     if found is None or found.get("boot_id") != boot_id:
         found = _idle(host, enabled=enabled, walking=walking)
         if walking:
@@ -68,7 +71,31 @@ def look(host: Host) -> dict[str, Any]:
         found = _by_now(host, found)
     if isinstance(found.get("driver"), dict):
         found = _next_boot(host, found, walking=walking)
+    if gauges:
+        found = _read(found, gauges, walking=walking)
     return {**found, "boot_id": boot_id, "enabled": enabled}
+
+
+def _gauges(host: Host, found: dict[str, Any] | None, boot_id: str) -> Gauges | None:
+    """The question for temperatures and memory, where a driver is loaded that could answer it.
+
+    Without one nvidia-smi would load it: looking must not change the machine.
+    """
+    if found is None or found.get("boot_id") != boot_id or not found.get("gpus"):
+        return None
+    if found["state"] not in ("ready", "degraded") or not host.exists("/sys/module/nvidia"):
+        return None
+    return Gauges(host)
+
+
+def _read(found: dict[str, Any], gauges: Gauges, *, walking: bool) -> dict[str, Any]:
+    """With what the cards say now; a node whose cards have stopped to answer is not ready."""
+    now = gauges.read()
+    found = {**found, "gpus": [{**gpu, **now.get(gpu["pci"], {})} for gpu in found["gpus"]]}
+    if gauges.refusal is None or walking or found["state"] != "ready":
+        return found
+    return {**found, "state": "degraded", "reason": f"nvidia-smi: {gauges.refusal}",
+            "code": NO_ANSWER.id, "hint": NO_ANSWER.commands[0]}  # fmt: skip
 
 
 def _by_now(host: Host, found: dict[str, Any]) -> dict[str, Any]:

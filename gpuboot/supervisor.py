@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from gpuboot import dropin, token
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 from gpuboot.secret import Secret
 from gpuboot.step import Finding, Ok, Waiting
 from gpuboot.token import Token
@@ -26,6 +26,7 @@ CLOCK_UNSET = Code(
         "The host that the VM gets its time from is wrong.",
     ),
     ("timedatectl", "systemctl status systemd-timesyncd chrony"),
+    evidence="the date, beside the time at which gpuboot was built and what timedatectl says",
 )
 TOKEN_MISSING = Code(
     "GB530",
@@ -35,6 +36,7 @@ TOKEN_MISSING = Code(
         "What is in it is no token: it was copied incompletely, or is something else.",
     ),
     ("ls -l TOKEN-FILE", "gpuboot config check", "gpuboot run"),
+    evidence="the form of the file's content, which is never shown",
 )
 CA_MISMATCH = Code(
     "GB531",
@@ -46,8 +48,9 @@ CA_MISMATCH = Code(
     (
         "curl -ks SERVER/cacerts | sha256sum",
         "openssl s_client -connect HOST:9345 </dev/null | openssl x509 -noout -issuer",
-        "cat /var/lib/rancher/rke2/server/agent-token (on a server)",
+        Elsewhere("cat /var/lib/rancher/rke2/server/agent-token (on a server)"),
     ),
+    evidence="the SHA-256 of the CA that the server shows, and that certificate's issuer",
 )
 TOKEN_REFUSED = Code(
     "GB532",
@@ -56,13 +59,15 @@ TOKEN_REFUSED = Code(
         "The token was rotated on the servers, or was copied incompletely.",
         "The address leads to another cluster.",
     ),
-    ("cat /var/lib/rancher/rke2/server/agent-token (on a server)", "gpuboot run"),
+    (Elsewhere("cat /var/lib/rancher/rke2/server/agent-token (on a server)"), "gpuboot run"),
+    evidence="the supervisor's answer 401 to the token",
 )
 NOT_READY = Code(
     "GB533",
     "the supervisor is not ready",
     ("The server starts up, or its datastore has no quorum.",),
-    ("curl -ks SERVER/ping", "journalctl -u rke2-server -n 50 (on a server)"),
+    ("curl -ks SERVER/ping", Elsewhere("journalctl -u rke2-server -n 50 (on a server)")),
+    evidence="the supervisor's answer 503, or its words",
 )
 TOKEN_EXPIRED = Code(
     "GB534",
@@ -72,11 +77,12 @@ TOKEN_EXPIRED = Code(
         "It was deleted on the servers, or was copied incompletely.",
     ),
     (
-        "rke2 token list (on a server)",
-        "rke2 token create --ttl 24h (on a server)",
-        "cat /var/lib/rancher/rke2/server/agent-token (on a server; it does not expire)",
+        Elsewhere("rke2 token list (on a server)"),
+        Elsewhere("rke2 token create --ttl 24h (on a server)"),
+        Elsewhere("cat /var/lib/rancher/rke2/server/agent-token (on a server; it does not expire)"),
         "gpuboot run",
     ),
+    evidence="the supervisor's answer 401 to a bootstrap token",
 )
 TOO_MANY = Code(
     "GB535",
@@ -86,6 +92,7 @@ TOO_MANY = Code(
         "The servers are overloaded.",
     ),
     ("gpuboot status --wait (it is tried again by itself, at a time of its own)",),
+    evidence="the supervisor's answer 429, with the time that it asks for",
 )
 SERVER_EXPIRED = Code(
     "GB536",
@@ -95,10 +102,11 @@ SERVER_EXPIRED = Code(
         "The servers' clocks are wrong.",
     ),
     (
-        "rke2 certificate check --output table (on a server)",
-        "systemctl restart rke2-server (on each server, one after the other)",
-        "timedatectl (on each server)",
+        Elsewhere("rke2 certificate check --output table (on a server)"),
+        Elsewhere("systemctl restart rke2-server (on each server, one after the other)"),
+        Elsewhere("timedatectl (on each server)"),
     ),
+    evidence="the dates of the supervisor's certificate, beside this node's clock",
 )
 
 SLOW = 300.0  # seconds between two clocks that are worth a word

@@ -26,7 +26,7 @@ from gpuboot import (
     sources,
 )
 from gpuboot.config import NOT_ROOT, Config, ConfigError
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 from gpuboot.findings import ROOT_ONLY
 from gpuboot.images import ImagesPlaced
 from gpuboot.nvidia import GpusAnswer
@@ -46,7 +46,8 @@ LITTLE_MEMORY = Code(
     "GB106",
     "there is little memory",
     ("The module's build needs about 1 GB a core, and a full passthrough reservation is due.",),
-    ("free -m", "give the VM more memory"),
+    ("free -m", Elsewhere("give the VM more memory")),
+    evidence="MemTotal in /proc/meminfo, and the number of processors",
 )
 
 MINIMUM_MEMORY = 2 << 20  # KiB

@@ -22,6 +22,7 @@ NO_TIMELINE = Code(
         "Its record was deleted, or is of another machine that this one was cloned from.",
     ),
     ("gpuboot run", "gpuboot status", "journalctl -u gpuboot"),
+    evidence="/var/lib/gpuboot/checkpoint.json",
 )
 
 SCHEMA = 1
@@ -94,11 +95,7 @@ class Timeline:
 
 def read(host: Host) -> Timeline:
     """The timeline of this machine. Raises GB040 where nothing is remembered."""
-    text = host.read(checkpoint.FILE)
-    try:
-        record = checkpoint.parse(text or "")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        record = None
+    record = checkpoint.remembered(host)
     if record is None or not record.history:
         raise GpubootError(NO_TIMELINE, "nothing is remembered of any boot of this machine")
     boot_id = (host.read("/proc/sys/kernel/random/boot_id") or "").strip()

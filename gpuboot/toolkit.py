@@ -23,6 +23,7 @@ NO_CDI = Code(
         "It is masked, and nvidia-ctk cdi generate failed by itself too.",
     ),
     ("systemctl status nvidia-cdi-refresh", "nvidia-ctk cdi list", "nvidia-smi -L"),
+    evidence="nvidia-ctk cdi list, and the state of nvidia-cdi-refresh",
 )
 REFRESH = "nvidia-cdi-refresh.service"
 WATCH = "nvidia-cdi-refresh.path"

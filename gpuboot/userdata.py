@@ -24,6 +24,7 @@ CLOUD_INIT = Code(
         "It does not say gpuboot run, or says it with --wait, which cloud-init cannot wait for.",
     ),
     ("cloud-init schema --config-file FILE", "cloud-init status --long"),
+    evidence="the user-data, as cloud-init takes it",
 )
 HEADER = "#cloud-config or #!/bin/sh as the very first line"
 RUN = "[gpuboot, run] in runcmd"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gpuboot import certificate
-from gpuboot.errors import Code, GpubootError
+from gpuboot.errors import Code, Elsewhere, GpubootError
 
 if TYPE_CHECKING:
     import requests
@@ -24,12 +24,14 @@ UNREACHABLE = Code(
         "A proxy is needed and not configured (key proxy), or configured and wrong.",
     ),
     ("gpuboot status", "ip route get ADDRESS", "curl -v URL"),
+    evidence="what the connection ended with",
 )
 NO_NAME = Code(
     "GB108",
     "a name does not resolve",
     ("The node's name server does not know it, or there is none.",),
     ("getent ahosts NAME", "cat /etc/resolv.conf"),
+    evidence="what the resolver says to the name",
 )
 PORT_CLOSED = Code(
     "GB405",
@@ -38,7 +40,8 @@ PORT_CLOSED = Code(
         "The service is not running there: the machine answers, and nobody listens on the port.",
         "The address or the port is another machine's, or a firewall rejects the connection.",
     ),
-    ("curl -v URL", "ss -ltn (on the server)"),
+    ("curl -v URL", Elsewhere("ss -ltn (on the server)")),
+    evidence="what the connection ended with",
 )
 NO_ANSWER = Code(
     "GB406",
@@ -47,7 +50,8 @@ NO_ANSWER = Code(
         "A firewall drops the packets, or the address is nobody's.",
         "The server, or the way to it, is overloaded.",
     ),
-    ("curl -v --max-time 10 URL", "ip route get ADDRESS", "ping -c 3 SERVER"),
+    ("curl -v --max-time 10 URL", "ip route get ADDRESS", "getent ahosts SERVER"),
+    evidence="how long the server was waited for",
 )
 OUT_OF_DATE = Code(
     "GB407",
@@ -57,6 +61,7 @@ OUT_OF_DATE = Code(
         "The certificate has expired.",
     ),
     ("timedatectl", "openssl s_client -connect HOST:443 </dev/null | openssl x509 -noout -dates"),
+    evidence="the certificate's dates, beside this node's clock",
 )
 TLS_REFUSED = Code(
     "GB402",
@@ -66,12 +71,14 @@ TLS_REFUSED = Code(
         "The server's own CA is missing from the system's trust.",
     ),
     ("openssl s_client -connect HOST:443 </dev/null", "update-ca-certificates"),
+    evidence="the certificate's issuer, and why it was refused",
 )
 BAD_ANSWER = Code(
     "GB403",
     "a server did not give what was asked for",
     ("The address is wrong, or a mirror lacks the file.",),
     ("curl -I URL", "gpuboot config show"),
+    evidence="the server's status code",
 )
 HASH_MISMATCH = Code(
     "GB404",
@@ -81,6 +88,7 @@ HASH_MISMATCH = Code(
         "rke2.sha256 pins another version than the one that was downloaded.",
     ),
     ("gpuboot config show", "sha256sum FILE"),
+    evidence="the SHA-256 of what was downloaded",
 )
 
 CHUNK = 1 << 20

@@ -1,8 +1,8 @@
-"""Writes the man pages and the example configuration from the program itself: man.py OUTDIR.
+"""Writes the manuals and the example configuration from the program itself: man.py OUTDIR.
 
 A command's page is its help; a paragraph of its help or epilog that begins with one of TITLES and
 a colon ("Exit status: 0 ready, 1 failed.") becomes that section. gpuboot-config(5) and the example
-are the configuration's table.
+are the configuration's table, gpuboot-errors(7) and errors.md the catalogue of codes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpuboot import __version__, cli, reader  # from the tree this file stands in
+from gpuboot import __version__, cli, explain, reader  # from the tree this file stands in
 from gpuboot.config import Config
+from gpuboot.errors import Code, Elsewhere
 
 TITLES = ("examples", "environment", "exit status", "files", "notes", "see also")
 
@@ -195,7 +196,8 @@ def command_pages(root: click.Command) -> dict[str, str]:
     top = Command("gpuboot", root, click.Context(root, info_name="gpuboot"))
     names = {f"gpuboot-{sub.name}.8": sub for sub in below(top)}
     foreign = ["systemctl.1", "cloud-init.1"]
-    pages = {"gpuboot.8": command_page(top, ["gpuboot-config.5", *names, *foreign])}
+    others = ["gpuboot-config.5", "gpuboot-errors.7", *names, *foreign]
+    pages = {"gpuboot.8": command_page(top, others)}
     for name, sub in names.items():
         pages[name] = command_page(sub, ["gpuboot.8", "gpuboot-config.5"])
     return pages
@@ -258,12 +260,51 @@ def example_config() -> str:
     return "\n".join(lines) + "\n"
 
 
+# -- the codes ----------------------------------------------------------------------------------
+
+CODES = """Each trouble that gpuboot tells of has a code. It stands in brackets behind the sentence,
+in the output of every command and in the journal, whose entries have it as a field of their own:
+`journalctl -u gpuboot GPUBOOT_CODE=GB110`. `gpuboot explain GB110` says on the node what stands
+here. A code never changes its meaning."""
+
+
+def errors_page() -> str:
+    body = [section("description"), *paragraphs(CODES), section("codes")]
+    for code in explain.codes().values():
+        body += [f".SS {literal(f'{code.id}: {code.title}')}", prose(" ".join(code.causes)), ".PP"]
+        body += [prose(f"Looked at: {code.evidence}."), ".PP", "Next:", ".RS", ".nf"]
+        body += [*map(literal, code.commands), ".fi", ".RE"]
+    body += [section("see also"), ", ".join(map(_reference, ["gpuboot.8", "gpuboot-explain.8"]))]
+    return page("gpuboot-errors", 7, "what gpuboot's error codes mean", body)
+
+
+def errors_markdown() -> str:
+    """The same for whoever reads it elsewhere; each code can be linked to: errors.md#gb110."""
+    head = ["# What gpuboot's error codes mean", "", *_flowed(CODES), ""]
+    return "\n".join([*head, *(line for code in explain.codes().values() for line in _code(code))])
+
+
+def _code(code: Code) -> Iterator[str]:
+    yield from (f'<a id="{code.id.lower()}"></a>', "", f"## {code.id}: {code.title}", "")
+    yield from (f"- {cause}" for cause in code.causes)
+    yield from ("", f"Looked at: {code.evidence}.", "", "Next:", "")
+    for command in code.commands:
+        yield f"- {command}" if isinstance(command, Elsewhere) else f"- `{command}`"
+    yield ""
+
+
+def _flowed(text: str) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+
+
 def main(folder: Path) -> None:
     pages = {**command_pages(cli.main), "gpuboot-config.5": config_page()}
+    pages["gpuboot-errors.7"] = errors_page()
     (folder / "man").mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         (folder / "man" / name).write_text(text, encoding="utf-8")
     (folder / "config.yaml").write_text(example_config(), encoding="utf-8")
+    (folder / "errors.md").write_text(errors_markdown(), encoding="utf-8")
 
 
 if __name__ == "__main__":

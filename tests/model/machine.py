@@ -387,6 +387,9 @@ class Machine:
         gpu = {"pci": SLOT, "name": "Tesla T4", "uuid": "GPU-1", "memory_mib": 15360}
         return Result(0, json.dumps({"driver": DRIVER, "gpus": [gpu]}))
 
+    def _nvidia_smi(self, _: list[str]) -> Result:
+        return Result(0, f"0000{SLOT}, 37, 448\n")
+
     def _nvidia_ctk(self, _: list[str]) -> Result:
         return Result(0, self.text("/var/run/cdi/nvidia.yaml"))
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import pytest
 
-from gpuboot import facts, findings, preview, show
+from gpuboot import facts, findings, planview, preview
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
 from gpuboot.host import Result
@@ -133,8 +133,8 @@ def test_packages_are_installed_upgraded_downgraded_or_removed(folder: Path) -> 
         ("dkms", "upgrade", "1:3.0", "1:2.8", 49152),
         ("libc6", "downgrade", "2.36", "2.37", 0),
     ]
-    text = click.unstyle(show.plan(found))
-    assert "4 packages, 3 MB to fetch:" in text
+    text = click.unstyle(planview.text(found))
+    assert "4 packages (3 MB to fetch)" in text
     assert "1.0 is removed" in text
     assert "upgraded from 1:2.8" in text
     assert "downgraded from 2.37" in text
@@ -150,7 +150,7 @@ def test_no_token_is_shown_neither_the_new_one_nor_the_old(folder: Path) -> None
     assert '+  "token": <secret>' in difference
     assert '-  "server": "https://old:9345"' in difference
     for secret in ("correct-horse", "battery-staple"):
-        assert secret not in json.dumps(found) + show.plan(found)
+        assert secret not in json.dumps(found) + planview.text(found)
 
 
 def test_a_pinned_key_that_is_not_there_is_told_as_a_download(folder: Path) -> None:
@@ -159,8 +159,8 @@ def test_a_pinned_key_that_is_not_there_is_told_as_a_download(folder: Path) -> N
     configure(machine, CONFIG.replace("toolkit, key: /keys/archive.gpg", f"toolkit, {key}"))
     found = planned(machine)
     assert {"name": "/etc/apt/keyrings/gpuboot-toolkit.asc", "diff": None} in found["files"]
-    shown = click.unstyle(show.plan(found))
-    assert "+++ /etc/apt/keyrings/gpuboot-toolkit.asc (downloaded, and verified" in shown
+    shown = click.unstyle(planview.text(found))
+    assert "/etc/apt/keyrings/gpuboot-toolkit.asc  downloaded, and verified" in shown
 
 
 def test_an_archive_that_is_away_leaves_the_rest_of_the_plan(folder: Path) -> None:
@@ -181,7 +181,7 @@ def test_offline_asks_nobody(folder: Path) -> None:
         "supervisor-answers", "node-joined",
     ]  # fmt: skip
     assert not [line for line in machine.commands if line.startswith("apt-get")]
-    assert "not asked: --offline" in show.plan(found)
+    assert "not asked: --offline" in planview.text(found)
 
 
 def test_what_only_root_can_read_is_left_out_for_others(folder: Path) -> None:
@@ -214,7 +214,7 @@ def test_trouble_that_no_step_can_mend_is_told_with_code_and_next_command(folder
     machine.put("/etc/rancher/rke2/config.yaml", 'node-label: ["nvidia.com/gpu=no"]\n')
     found = planned(machine)
     assert states(found)["package-sources"] == states(found)["rke2-config"] == "failed"
-    shown = click.unstyle(show.plan(found))
+    shown = click.unstyle(planview.text(found))
     assert "contradicts nvidia.com/gpu=present in /etc/gpuboot/config.yaml [GB510]" in shown
     assert "next: make both say the same, then: gpuboot run" in shown
 
@@ -229,7 +229,7 @@ def test_a_proxy_is_told_with_its_files_and_without_its_password(folder: Path) -
     found = planned(machine)
     assert states(found)["rke2-proxy"] == "pending"
     assert {PROXY_FILE, PROXY_DROP_IN} <= names(found)
-    shown = click.unstyle(show.plan(found))
+    shown = click.unstyle(planview.text(found))
     assert f"+EnvironmentFile=-{PROXY_FILE}" in shown
     assert "+HTTPS_PROXY= <secret>" in shown
     for secret in ("battery-staple", "old-paperclip"):
@@ -241,10 +241,10 @@ def test_a_channel_alone_is_warned_of_and_images_are_told_with_what_vouches(fold
     wanted = "channel: stable\n  images: [rke2-images.linux-amd64.tar.zst]"
     configure(machine, CONFIG.replace("version: v1.35.7+rke2r1", wanted))
     found = planned(machine)
-    shown = click.unstyle(show.plan(found))
+    shown = click.unstyle(planview.text(found))
     assert "warning: rke2.channel: stable may stand for an agent that is newer" in shown
     assert "trusted: image archives of RKE2 by TLS (its checksum file)" in shown
-    assert "/agent/images/rke2-images.linux-amd64.tar.zst (downloaded, and verified" in shown
+    assert "/agent/images/rke2-images.linux-amd64.tar.zst  downloaded, and verified" in shown
 
 
 # -- the walk stays within it
@@ -297,7 +297,7 @@ def test_on_a_live_node_what_is_disruptive_is_drift_and_not_planned(folder: Path
     assert states(found)["package-sources"] == "pending"
     assert names(found) == {"/etc/apt/sources.list.d/gpuboot.sources"}
     assert (found["packages"], found["held"]) == ([], [])
-    assert "next: drain the node, then reboot" in click.unstyle(show.plan(found))
+    assert "next: drain the node, then reboot" in click.unstyle(planview.text(found))
 
 
 def test_packages_that_are_only_not_held_are_not_upgraded(folder: Path) -> None:
@@ -378,7 +378,7 @@ def test_recorded_facts_plan_for_another_machine(folder: Path) -> None:
     packages = [package["name"] for package in found["packages"]]
     assert packages[:2] == ["linux-headers-6.1.0-99-cloud-amd64", "linux-headers-cloud-amd64"]
     assert found["reboot"]["answer"] == "maybe"
-    assert "not looked at" in show.plan(found)
+    assert "not looked at" in planview.text(found)
     assert TOKEN not in json.dumps(found)
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tests.rehearsal import journal, planned, rancher, rerun, secrecy, verdict
+from tests.rehearsal import bundle, journal, planned, rancher, rerun, secrecy, verdict
 from tests.rehearsal.acts import Act
 from tests.rehearsal.expect import Expectation
 from tests.rehearsal.report import RigError, say
@@ -44,6 +44,7 @@ def rehearse(stage: Stage) -> list[str]:
     found += [
         *verdict.published(evidence.status),
         *_early_reboots(stage, evidence),
+        *_reported(stage, evidence),
         *processes.findings(),
         *_secrecy(stage),
     ]
@@ -172,17 +173,36 @@ def _early_reboots(stage: Stage, evidence: verdict.Evidence) -> list[str]:
     return journal.early_reboots(evidence.journal, stage.acted.rebooted)
 
 
+def _reported(stage: Stage, evidence: verdict.Evidence) -> list[str]:
+    """What is wrong with the support bundle of the node as it is now."""
+    node, rows = stage.node, evidence.look("steps")
+    stage.artifacts.mkdir(parents=True, exist_ok=True)
+    found = bundle.findings(node, _secrets(stage), stage.artifacts)
+    if rows and evidence.look("state") == "ready":
+        found += bundle.commands(node)
+    return found
+
+
+def _secrets(stage: Stage) -> dict[str, str]:
+    ground = stage.ground
+    others = rancher.tokens(stage.servers, ground)
+    return bundle.secrets(stage.node.root, ground.token, ground.proxy, others)
+
+
 def _secrecy(stage: Stage) -> list[str]:
     token, node = stage.ground.token, stage.node
     allowed = secrecy.told_to_write(stage.user_data, token)
     allowed |= {path for path, content in stage.acted.written if token in content}
     shown = node.run("journalctl", "--output=export", "--all", "--no-pager").stdout
     ours = node.run("journalctl", "--unit=gpuboot", "--output=export", "--no-pager").stdout
+    secrets = _secrets(stage)
+    said = {"gpuboot's journal": ours, "gpuboot status": _said(stage, None)}
     return [
         *secrecy.in_files(stage.disk, [stage.disk], token, allowed),
         *secrecy.in_files(node.root, [node.root / "run", node.root / "dev/shm"], token, allowed),
         *secrecy.in_text("the journal", shown, token),
         *secrecy.said_by_gpuboot(node.root, ours, rancher.tokens(stage.servers, stage.ground)),
+        *(line for name, text in said.items() for line in bundle.leaks(name, text, secrets)),
     ]
 
 

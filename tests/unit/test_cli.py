@@ -44,7 +44,7 @@ def test_explain_alone_lists_every_code() -> None:
 
 def test_explain_speaks_json() -> None:
     one = json.loads(gpuboot("explain", "GB001", "--json").output)
-    assert set(one) == {"id", "title", "causes", "commands"}
+    assert set(one) == {"id", "title", "causes", "evidence", "commands", "elsewhere", "doc"}
     assert one in json.loads(gpuboot("explain", "--json").output)
 
 

@@ -15,8 +15,8 @@ from gpuboot.host import Host
 from gpuboot.step import Finding, Ok, Pending, Reboot, Step, Waiting
 from tests.unit.node import Node
 
-TROUBLE = Code("GB999", "trouble", ("Something.",), ("type this", "or that"))
-OTHER = Code("GB998", "other", (), ("type that",))
+TROUBLE = Code("GB999", "trouble", ("Something.",), ("type this", "or that"), evidence="")
+OTHER = Code("GB998", "other", (), ("type that",), evidence="")
 DRAIN = "drain the node, then reboot: the next boot converges"
 
 

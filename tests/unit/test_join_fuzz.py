@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuboot import apiserver, dropin, release, rke2, show, status, token
+from gpuboot import apiserver, dropin, release, rke2, status, statusview, token
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.config import Config
 from gpuboot.dropin import Rke2Config
@@ -82,7 +82,7 @@ def walked(node: Node, step: Step) -> str:
     told(host.mask(f"{outcome.reason}\n{outcome.hint}\n{outcome.evidence}"))
     found = status.look(host)
     json.dumps(found)
-    told(show.status(found), node.text("/run/gpuboot/progress.json"))
+    told(statusview.text(found), node.text("/run/gpuboot/progress.json"))
     return outcome.state
 
 

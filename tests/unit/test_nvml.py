@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gpuboot import nvml
+from gpuboot import nvml, pci
 from tests.unit.node import Node
 
 
@@ -21,7 +21,7 @@ from tests.unit.node import Node
     ],
 )
 def test_a_bus_id_is_written_as_lspci_writes_it(bus_id: str, slot: str) -> None:
-    assert nvml.slot(bus_id) == slot
+    assert pci.slot(bus_id) == slot
 
 
 @pytest.mark.parametrize("library", ["nvml", "cuda"])

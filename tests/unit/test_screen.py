@@ -8,7 +8,7 @@ import click
 import pytest
 
 from gpuboot import screen
-from tests.unit.test_show import document
+from tests.unit.test_statusview import document
 
 
 def test_following_ends_with_the_walk(capsys: pytest.CaptureFixture[str]) -> None:
