@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import click
 import yaml
 
 from gpuboot import (
@@ -42,6 +43,7 @@ PATIENCE = 20.0  # seconds for a command
 LIMIT = 256 << 10  # bytes of one text; of a longer one the end is kept
 LONG = 1 << 20  # of a journal
 LINES = 5000  # of a journal
+DKMS = "/var/lib/dkms"
 
 
 class Absent(Exception):
@@ -88,7 +90,7 @@ def all_of(*places: str, suffix: str = "") -> Callable[[Host], str]:
     def read(host: Host) -> str:
         names = [name for place in places for name in _below(host, place, suffix)]
         if not names:
-            raise Absent(f"there is no {' and no '.join(places)}")
+            raise Absent(f"there is nothing at {', '.join(places) or 'any place'}")
         return "\n".join(f"==> {name} <==\n{host.tail(name, LIMIT)}" for name in names)
 
     return read
@@ -108,8 +110,13 @@ def journal(unit: str) -> Callable[[Host], str]:
 # -- gpuboot's own --------------------------------------------------------------------------------
 
 
+def _status(host: Host) -> str:
+    return click.unstyle(statusview.text(status.look(host), 100))
+
+
 def _plan(host: Host) -> str:
-    return planview.text(preview.preview(host, findings.Looking(offline=True)), 100)
+    found = preview.preview(host, findings.Looking(offline=True))
+    return click.unstyle(planview.text(found, 100))
 
 
 def _preflight(host: Host) -> str:
@@ -123,10 +130,9 @@ def _settings(host: Host) -> str:
 
 
 def _make_logs(host: Host) -> str:
-    logs = [f"/var/lib/dkms/{module}/{version}/build/make.log"
-            for module in host.names("/var/lib/dkms")
-            for version in host.names(f"/var/lib/dkms/{module}")]  # fmt: skip
-    return all_of(*logs)(host) if logs else "DKMS has no modules\n"
+    """Of builds that failed, and of the last good one for each kernel (dkms(8))."""
+    done = host.run(["find", DKMS, "-name", "make.log", "-size", "+0"], timeout=PATIENCE)
+    return all_of(*sorted(done.out.split()))(host)
 
 
 def _modules(host: Host) -> str:
@@ -141,7 +147,7 @@ def _json(document: object) -> str:
 
 OWN: Sequence[Item] = (
     Item("gpuboot/status.txt", "where the node stands, as `gpuboot status` says it",
-         lambda host: statusview.text(status.look(host), 100)),
+         _status),
     Item("gpuboot/status.json", "the same as data", lambda host: _json(status.look(host))),
     Item("gpuboot/facts.json", "the machine; `gpuboot plan --facts` takes this file",
          lambda host: _json(asdict(facts.gather(host)))),
@@ -151,7 +157,7 @@ OWN: Sequence[Item] = (
     Item("gpuboot/plan.txt", "what a walk would do now (offline)", _plan),
     Item("gpuboot/preflight.txt", "what stands in a walk's way", _preflight),
     Item("gpuboot/timeline.txt", "where the time went, in all boots",
-         lambda host: chart.text(timeline.read(host), 120)),
+         lambda host: click.unstyle(chart.text(timeline.read(host), 120))),
     Item("gpuboot/timeline.svg", "the same as a picture",
          lambda host: picture.svg(timeline.read(host))),
     Item("gpuboot/checkpoint.json", "attempts, times, reboots and boots", end_of(checkpoint.FILE)),

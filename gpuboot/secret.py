@@ -17,7 +17,7 @@ SHORTEST = 4  # a shorter value would mask ordinary words, and is no secret wort
 _LIKELY = tuple((sign, re.compile(pattern)) for sign, pattern in (
     # A token, or the greater part of one.
     ("::", r"(?:K10|[0-9a-fA-F]{8})[0-9a-fA-F]*::[^\s'\"]+"),
-    (":", r"(?:::\w+|(?<![/\w.-])(?:node|server)):[^\s'\"]+"),
+    (":", r"(?:(?<!\w)::\w+|(?:::|(?<![/\w.-]))(?:node|server)):(?!:)[^\s'\"]+"),
     (".", r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b"),  # a bootstrap token
     # User and password in an address, up to its last @; and what is no port, where that is lost.
     ("@", r"(?<=//)[^\s'\"]+(?=@)"),

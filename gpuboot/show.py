@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,11 @@ NAME = 18  # columns of a step's name
 SEVERITIES = {"error": "red", "warning": "yellow", "notice": "cyan"}
 
 
+# A number is not parted from its unit.
+_QUANTITY = re.compile(r"(?<=\d) (?=(?:min|s|MiB|MB|°C)\b)|(?<=\d min) (?=\d)")
+_TIED = "\u00a0"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 211 is "3 min 31 s"."""
     minutes, rest = divmod(round(seconds), 60)
@@ -44,9 +50,9 @@ def wrapped(text: str, width: Width) -> list[str]:
     """The text in lines of that width, at least one; what is longer, such as a path, is whole."""
     if width is None:
         return [text]
-    return textwrap.wrap(
-        text, max(width, 20), break_long_words=False, break_on_hyphens=False
-    ) or [""]  # fmt: skip
+    whole = _QUANTITY.sub(_TIED, text)
+    lines = textwrap.wrap(whole, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_TIED, " ") for line in lines] or [""]
 
 
 def step(found: dict[str, Any], width: Width = None) -> str:

@@ -28,7 +28,8 @@ SLOW = 5  # steps that are named as those that took longest
 
 def text(found: dict[str, Any], width: Width = None, now: datetime | None = None) -> str:
     """The whole screen. `now` is for what is told as so long ago, or so long ahead."""
-    body = [*_steps(found, width), *_machine(found, width)]
+    steps, machine = list(_steps(found, width)), list(_machine(found, width))
+    body = [*steps, "", *machine] if steps and machine else [*steps, *machine]
     lines = [*_head(found, width), *body, *_evidence(found, width), *_times(found, width, now)]
     return "\n".join([*lines, *_next(found)])
 

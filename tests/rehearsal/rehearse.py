@@ -212,6 +212,7 @@ def _save(stage: Stage, evidence: verdict.Evidence, found: list[str]) -> None:
         "cloud-init.json": json.dumps(evidence.cloud_init, indent=2) + "\n",
         "nodes.json": json.dumps(evidence.nodes, indent=2) + "\n",
         "boots.txt": "".join(f"{boot}\n" for boot in evidence.boots),
+        "plan.json": _read(stage.node.root / planned.RESULT),
         "journal.txt": "".join(f"{entry}\n" for entry in evidence.journal),
         "requests.log": evidence.requests,
         "servers.log": _read(stage.servers / "servers.log"),

@@ -177,7 +177,7 @@ def test_what_cannot_be_had_is_told_in_its_place(leaky: Node) -> None:
     assert texts["a/hangs.txt"].trouble
     assert texts["a/absent.txt"].missing == "there is no no-such-program here"
     assert texts["a/no-file.txt"].missing == "there is no /no/such/file"
-    assert texts["a/no-folder.txt"].missing == "there is no /no/folder and no /nor/this"
+    assert texts["a/no-folder.txt"].missing == "there is nothing at /no/folder, /nor/this"
     assert not any(texts[f"a/{name}.txt"].trouble for name in ("absent", "no-file", "no-folder"))
 
 

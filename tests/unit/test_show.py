@@ -39,3 +39,10 @@ def test_a_long_text_goes_on_below_itself_and_a_path_is_left_whole() -> None:
     lines = [click.unstyle(line) for line in show.row(head, f"one two three {path} four", 26)]
     assert lines == ["head  one two three", f"      {path}", "      four"]
     assert show.row(head, "one " * 50, None) == [head + "one " * 50]
+
+
+def test_a_number_is_not_parted_from_its_unit() -> None:
+    assert show.wrapped("it took about 1 min 24 s in all", 20) == [
+        "it took about",
+        "1 min 24 s in all",
+    ]
