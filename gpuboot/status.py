@@ -245,7 +245,8 @@ def _next_boot(host: Host, found: dict[str, Any], *, walking: bool) -> dict[str,
 def _verified(host: Host, found: dict[str, Any]) -> dict[str, Any]:
     """A ready node looked at once more, as far as looking costs nothing."""
     trouble = None
-    if not host.exists("/sys/module/nvidia"):
+    # A node that joined without its GPU has proven no driver, and misses none.
+    if found["driver"] and not host.exists("/sys/module/nvidia"):
         trouble = "the nvidia module is not loaded any more"
     elif found["mode"] != "none":
         if not host.exists(GATE):

@@ -206,10 +206,22 @@ def test_the_same_tree_gives_the_same_package(deb: Path, tmp_path: Path) -> None
 @pytest.mark.vm
 @needs_root
 def test_manuals_open_without_warnings(machine: Machine) -> None:
-    script = 'for page in /usr/share/man/man[58]/gpuboot*; do man --warnings "$page"; done 2>&1 >&3'
+    script = (
+        'for page in /usr/share/man/man[578]/gpuboot*; do man --warnings "$page"; done 2>&1 >&3'
+    )
     assert machine.offline("bash", "-c", f"exec 3>/dev/null; {script}") == ""
     assert "EXIT STATUS" in machine.offline("man", "gpuboot-run")
     assert "rke2.config.server" in machine.offline("man", "5", "gpuboot-config")
+    assert "GB110: no NVIDIA GPU" in machine.offline("man", "7", "gpuboot-errors")
+    assert "EXAMPLES" in machine.offline("man", "gpuboot-report")
+
+
+@pytest.mark.vm
+@needs_root
+def test_the_page_of_codes_lies_where_explain_says(machine: Machine) -> None:
+    said = machine.offline("gpuboot", "explain", "GB110").split()[-1]
+    file, _, anchor = said.partition("#")
+    assert f'<a id="{anchor}"></a>' in machine.offline("cat", file)
 
 
 @pytest.mark.vm

@@ -1,4 +1,4 @@
-"""What a rehearsal finds in a support bundle: it must see a secret, and a program that is missing."""
+"""What a rehearsal finds in a support bundle: a secret it must see, and a missing program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from gpuboot import explain
 from tests.rehearsal import bundle
 
-TOKEN = "K10abc::node:correct-horse-battery"
+TOKEN = "K10abc::node:correct-horse-battery"  # noqa: S105 - of no cluster
 SECRETS = {"token": TOKEN, "node's password": "0123456789abcdef"}
 
 

@@ -300,6 +300,16 @@ def test_a_ready_node_that_lost_something_is_degraded(booted: Node, what: str, w
     assert status.exit_code(seen) == 4
 
 
+def test_a_node_that_joined_without_its_gpu_says_so_and_misses_no_module(booted: Node) -> None:
+    why = "joined without its GPU: no NVIDIA GPU is on the PCI bus"
+    walk(booted).end(Outcome("degraded", None, why, "GB110", "lspci -nn"), None)
+    gone(booted, "module")
+    seen = look(booted)
+    assert (seen["reason"], seen["code"], seen["hint"]) == (why, "GB110", "lspci -nn")
+    gone(booted, "gate")
+    assert "is gone" in look(booted)["reason"]
+
+
 def test_a_node_that_joins_nothing_needs_no_agent(booted: Node) -> None:
     walk(booted, config=Config(rke2=Rke2(join="none"))).end(READY, None)
     gone(booted, "gate")
