@@ -11,13 +11,12 @@ import click
 from gpuboot.show import MARKS, Width, duration, row, step, wrapped
 
 HOLDS = "holds"
-ANSWERS = {"no": "green", "maybe": "yellow", "yes": "yellow"}
 
 
 def text(found: dict[str, Any], width: Width = None) -> str:
     """The whole plan. Differences and packages keep their lines whole, to be copied."""
     sections = (
-        [_summary(found)],
+        _summary(found, width),
         _steps(found["steps"], width),
         _driver(found["driver"], width),
         _packages(found),
@@ -27,21 +26,26 @@ def text(found: dict[str, Any], width: Width = None) -> str:
     return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines)
 
 
-def _summary(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any], width: Width) -> Iterator[str]:
     """The plan in one sentence."""
-    answer = found["reboot"]["answer"]
-    reboot = click.style(f"reboot {answer}", fg=ANSWERS[answer])
     asked = [one for one in found["steps"] if one["state"]]
     open_steps = [one for one in asked if one["state"] != "ok"]
     if asked and not open_steps:
-        return click.style("Nothing is to be done: every step holds.", fg="green", bold=True)
+        yield click.style("Nothing is to be done: every step holds.", fg="green", bold=True)
+        return
     parts = [f"{len(open_steps or found['steps'])} of {len(found['steps'])} steps to do"]
     if found["packages"]:
         parts.append(f"{_number(found['packages'], 'package')}{_fetched(found)}")
     if found["files"]:
         parts.append(_number(found["files"], "file"))
-    about = f"about {duration(found['expected']['seconds'])}"
-    return f"{click.style(', '.join([*parts, about]), bold=True)}, {reboot}"
+    parts += [f"about {_about(found['expected']['seconds'])}"]
+    told = ", ".join([*parts, f"reboot: {found['reboot']['answer']}"])
+    yield from (click.style(line, bold=True) for line in wrapped(told, width))
+
+
+def _about(seconds: float) -> str:
+    """As exact as it is known."""
+    return f"{-(-seconds // 60):.0f} min" if seconds >= 90 else duration(seconds)
 
 
 def _number(things: Sequence[object], name: str) -> str:
@@ -156,4 +160,4 @@ def _time(expected: dict[str, Any]) -> str:
     if own and not own >= set(expected["steps"]):
         known = f"{', '.join(sorted(own))} as it took here before, the rest as is usual"
     again = f"; a reboot adds about {duration(expected['reboot_seconds'])}"
-    return f"about {duration(expected['seconds'])} ({told}; {known}){again}"
+    return f"about {_about(expected['seconds'])} ({told}; {known}){again}"

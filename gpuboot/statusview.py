@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gpuboot.show import MARKS, Width, duration, row, step, wrapped
+from gpuboot.status import EXIT_CODES, NEVER_ENABLED, exit_code
 
 COLOURS = {
     "ready": "green",
@@ -36,8 +37,7 @@ def text(found: dict[str, Any], width: Width = None, now: datetime | None = None
 
 def motd(found: dict[str, Any]) -> str:
     """One line for whoever logs in: where a node stands that is not ready; nothing for others."""
-    never = found["state"] == "idle" and not found["enabled"] and not found["boots"]
-    if found["state"] == "ready" or never:
+    if exit_code(found) in (EXIT_CODES["ready"], NEVER_ENABLED):
         return ""
     return f"gpuboot: {_state(found)}{_counted(found)}: {_sentence(found)}; more: gpuboot status"
 

@@ -11,7 +11,8 @@ from typing import Any
 import click
 import pytest
 
-from gpuboot import facts, findings, planview, preview
+from gpuboot import boots, checkpoint, facts, findings, planview, preview
+from gpuboot.checkpoint import Checkpoint
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
 from gpuboot.host import Result
@@ -387,3 +388,26 @@ def test_recorded_facts_of_a_machine_that_is_not_supported_say_so(folder: Path) 
     recorded = json.loads(json.dumps(asdict(facts.gather(machine.host()))))
     found = preview.elsewhere(machine.host(), facts.parse({**recorded, "os_id": "fedora"}))
     assert states(found)["preflight"] == "failed"
+
+
+# -- how long
+
+
+def test_a_fresh_node_is_told_the_usual_times(folder: Path) -> None:
+    expected = planned(node(folder))["expected"]
+    assert expected["own"] == []
+    assert expected["steps"]["packages"] == boots.TYPICAL["packages"]
+    assert expected["seconds"] > sum(boots.TYPICAL.values())
+    assert expected["reboot_seconds"] == boots.REBOOT
+
+
+def test_a_node_that_has_walked_before_is_told_its_own_times(folder: Path) -> None:
+    machine = node(folder)
+    packages = boots.Span("packages", "ok", 20.0, 27.5)
+    phases = [boots.Phase("firmware", -12.0, -2.0)]
+    record = Checkpoint("m", "i", "u", history=[boots.Boot("b", "6.1", "", phases, [packages])])
+    machine.put(checkpoint.FILE, json.dumps(asdict(record) | {"schema": checkpoint.SCHEMA}))
+    expected = planned(machine)["expected"]
+    assert expected["own"] == ["packages"]
+    assert expected["steps"]["packages"] == 8
+    assert expected["reboot_seconds"] == 32
