@@ -186,7 +186,7 @@ KERNEL: Sequence[Item] = (
     Item("kernel/nvidia.txt", "the kernel's lines about GPUs: NVRM, Xid, nouveau, PCI resources",
          said("journalctl", "--no-pager", "--output=short-iso", "--dmesg", "--boot=all",
               f"--lines={LINES}",
-              "--grep=NVRM|Xid|nvidia|nouveau|vfio|10de|BAR [0-9]|AER|lockdown|Secure Boot")),
+              "--grep=NVRM|Xid|nvidia|nouveau|vfio|10de|BAR [0-9]|pcieport|lockdown|Secure Boot")),
     Item("kernel/dmesg.txt", "all that the kernel has said in this boot", said("dmesg")),
     Item("kernel/running.txt", "the kernel, and how it was started",
          all_of("/proc/version", "/proc/cmdline", "/proc/sys/kernel/osrelease",
