@@ -13,7 +13,19 @@ import click
 from gpuboot import console
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from gpuboot.facts import Facts
+
+
+def _codes(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The codes that begin so, for the shell's completion."""
+    from click.shell_completion import CompletionItem
+
+    from gpuboot import explain as explaining
+
+    return [CompletionItem(code.id, help=code.title) for code in explaining.codes().values()
+            if code.id.startswith(begun.upper())]  # fmt: skip
 
 
 @click.command()
@@ -107,7 +119,10 @@ def _recorded(file: TextIO) -> Facts:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--ignore", multiple=True, metavar="CODE", help="Do not fail for this code.")
+@click.option(
+    "--ignore", multiple=True, metavar="CODE", shell_complete=_codes,
+    help="Do not fail for this code.",
+)  # fmt: skip
 @console.told
 def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
     """Look for everything that would stop a walk, all at once, each with its remedy.
@@ -147,7 +162,7 @@ def preflight(*, as_json: bool, ignore: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=_codes)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(*, code: str | None, as_json: bool) -> None:
     """Tell what an error CODE means, its usual causes, and what to type next.

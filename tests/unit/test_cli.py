@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
 from gpuboot.cli import main
+from tests.unit.node import as_nobody
 
 JOIN = f"K10{'a' * 64}::node:correct-horse"
 
@@ -143,6 +145,7 @@ def test_the_schema_takes_an_example_and_refuses_a_wrong_one() -> None:
         (["status", "--colour"], "No such option"),
         (["preflight", "--ignore", "GB999"], "unknown code GB999; all of them: gpuboot explain"),
         (["preflight", "--ignore", "gb001"], "GB001 cannot be ignored"),
+        (["report", "-", "--json"], "cannot go to standard output: --json goes there too"),
         (["plan", "--facts", "/dev/null"], "does not hold what `gpuboot facts --json` prints"),
     ],
 )
@@ -154,7 +157,8 @@ def test_wrong_usage_is_told_and_ends_with_2(argv: list[str], said: str) -> None
 
 @pytest.mark.parametrize(
     "argv", [[], ["run"], ["status"], ["plan"], ["preflight"], ["facts"], ["explain"], ["config"],
-             ["config", "check"], ["config", "show"], ["config", "schema"]], ids=" ".join,
+             ["report"], ["timeline"], ["config", "check"], ["config", "show"],
+             ["config", "schema"]], ids=" ".join,
 )  # fmt: skip
 def test_every_command_has_help(argv: list[str]) -> None:
     for option in ("--help", "-h"):
@@ -162,6 +166,29 @@ def test_every_command_has_help(argv: list[str]) -> None:
         assert result.exit_code == 0
         assert result.output.startswith("Usage: ")
         assert "Traceback" not in result.output
+
+
+def test_a_report_is_roots_business(tmp_path: Path) -> None:
+    with as_nobody():
+        result = gpuboot("report", str(tmp_path))
+    assert result.exit_code == 1
+    assert "can only be read by root [GB105]" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "begun", "some"),
+    [("explain", "code", "gb11", "GB110"), ("preflight", "ignore", "GB10", "GB106")],
+)
+def test_codes_are_completed_with_their_titles(
+    command: str, option: str, begun: str, some: str
+) -> None:
+    found = main.commands[command]
+    param = next(one for one in found.params if one.name == option)
+    items = param.shell_complete(click.Context(found), begun)
+    assert {item.value[:4] for item in items} == {begun.upper()}
+    assert some in {item.value for item in items}
+    assert all(item.help for item in items)
 
 
 def test_the_version_is_told() -> None:
