@@ -84,6 +84,19 @@ def end_of(name: str, size: int = LIMIT) -> Callable[[Host], str]:
     return read
 
 
+def document(name: str) -> Callable[[Host], str]:
+    """A file of JSON, one value a line: as one long line it would be cut."""
+
+    def read(host: Host) -> str:
+        text = end_of(name)(host)
+        try:
+            return _json(json.loads(text))
+        except ValueError:  # damaged: as it is
+            return text
+
+    return read
+
+
 def all_of(*places: str, suffix: str = "") -> Callable[[Host], str]:
     """Several files one after the other; a folder stands for what lies in it."""
 
@@ -160,8 +173,8 @@ OWN: Sequence[Item] = (
          lambda host: click.unstyle(chart.text(timeline.read(host), 120))),
     Item("gpuboot/timeline.svg", "the same as a picture",
          lambda host: picture.svg(timeline.read(host))),
-    Item("gpuboot/checkpoint.json", "attempts, times, reboots and boots", end_of(checkpoint.FILE)),
-    Item("gpuboot/progress.json", "what the agent wrote last", end_of(progress.FILE)),
+    Item("gpuboot/checkpoint.json", "attempts, times, reboots and boots", document(checkpoint.FILE)),
+    Item("gpuboot/progress.json", "what the agent wrote last", document(progress.FILE)),
 )  # fmt: skip
 GPU: Sequence[Item] = (
     Item("gpu/lspci.txt", "NVIDIA's devices on the PCI bus, in full",

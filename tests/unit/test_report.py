@@ -218,6 +218,15 @@ def test_a_secret_at_the_seam_of_a_cut_text_is_not_left_half(node: Node) -> None
         assert not re.search(r"[0-9a-f]{8}", text.content)
 
 
+def test_json_in_the_bundle_can_be_read_however_long_its_line_was(node: Node) -> None:
+    content = {"history": [{"boot_id": str(number)} for number in range(500)]}
+    node.put("/var/lib/gpuboot/checkpoint.json", json.dumps(content))
+    node.put("/run/gpuboot/progress.json", "{damaged")
+    texts = {text.name: text for text in report.collect(node.host, lambda *_: None).texts}
+    assert json.loads(texts["gpuboot/checkpoint.json"].content) == content
+    assert texts["gpuboot/progress.json"].content == "{damaged"
+
+
 def test_the_codes_that_the_journal_tells_of_are_explained_on_the_page(node: Node) -> None:
     said = "waiting: no GPU [GB110]; next: x\nwaiting: no GPU [GB110]\n[GB999]\n"
     item = Item("journal/gpuboot.txt", "x", lambda _: said)
