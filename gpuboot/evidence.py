@@ -173,7 +173,7 @@ OWN: Sequence[Item] = (
          lambda host: click.unstyle(chart.text(timeline.read(host), 120))),
     Item("gpuboot/timeline.svg", "the same as a picture",
          lambda host: picture.svg(timeline.read(host))),
-    Item("gpuboot/checkpoint.json", "attempts, times, reboots and boots", document(checkpoint.FILE)),
+    Item("gpuboot/checkpoint.json", "attempts, times, reboots, boots", document(checkpoint.FILE)),
     Item("gpuboot/progress.json", "what the agent wrote last", document(progress.FILE)),
 )  # fmt: skip
 GPU: Sequence[Item] = (
