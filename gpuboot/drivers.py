@@ -47,7 +47,7 @@ NOT_PREINSTALLED = Code(
     (
         "gpuboot facts",
         "modinfo nvidia",
-        "dkms status",
+        "find /lib/modules -name 'nvidia*.ko*'",
         "ls -l /usr/lib/x86_64-linux-gnu/libnvidia*",
     ),
     evidence="the modules of this kernel, the installed libraries, and their versions",

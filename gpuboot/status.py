@@ -35,7 +35,11 @@ NO_MODULE = Code(
         "It came without the package of its ready-made module, as Ubuntu's may.",
         "GRUB was told to boot another kernel than before.",
     ),
-    ("gpuboot run", "dkms status", "apt-cache search --names-only 'KERNEL$'"),
+    (
+        "gpuboot run",
+        "find /lib/modules -name 'nvidia*.ko*'",
+        "apt-cache search --names-only 'KERNEL$'",
+    ),
     evidence="the module files below /lib/modules of the kernel that GRUB boots next",
 )
 
