@@ -81,16 +81,17 @@ class Monitor:
 
     def _read_kernel(self) -> Sign:
         """Take in what the kernel has said since the last look."""
-        if self._kmsg is None:
-            try:
-                self._kmsg = Kmsg(self.host.path(KMSG))
-            except OSError as error:
-                return unseen(f"{KMSG}: {error.strerror}")
-        for line in [*self._kmsg.lines(), *self._pretended()]:
+        sign, said = FINE, []
+        try:
+            self._kmsg = self._kmsg or Kmsg(self.host.path(KMSG))
+            said = self._kmsg.lines()
+        except OSError as error:
+            sign = unseen(f"{KMSG}: {error.strerror}")
+        for line in [*said, *self._pretended()]:
             if event := xids.read(line):
                 log.warning("Xid %d of %s: %s", event.number, event.pci, event.kind.meaning)
                 self.errors.take(event)
-        return FINE
+        return sign
 
     def _pretended(self) -> list[str]:
         """What `gpuboot monitor --drill` has laid down; taken once."""

@@ -301,6 +301,8 @@ def test_nvml_that_says_nothing_is_blindness_and_no_fault(watched: Watched) -> N
 def test_a_kernel_log_that_cannot_be_read_is_told_and_tried_again(watched: Watched) -> None:
     (watched.node.root / "dev/kmsg").unlink()
     assert "kernel log" in watched.looks(BLIND)["blind"]
+    watched.drill("NVRM: Xid (PCI:0000:03:00): 48, a drill needs no kernel log")
+    assert watched.looks(1)["state"] == "unhealthy"
     watched.node.put("/dev/kmsg")
     assert watched.looks(1)["blind"] == {}
 
