@@ -27,6 +27,7 @@ FILE = "/run/gpuboot/health.json"
 KMSG = "/dev/kmsg"
 DRILL = "/run/gpuboot/drill"  # lines of the kernel's, as an operator pretends them
 SCHEMA = 1
+NO_FOLDER = "there is no folder"
 SURROUNDINGS = 4  # looks at the cards for one at what they live on
 
 
@@ -47,6 +48,8 @@ class Monitor:
     looks: int = 0
     _kmsg: Kmsg | None = None
     _around: dict[str, Sign] = field(default_factory=dict)
+    # The unit's sandbox is older than a folder that it could write to: systemd has to start us anew.
+    outgrown: bool = False
     _unwritten: str = ""  # why the textfile could not be written, told once
 
     def look(self) -> dict[str, Any]:
@@ -131,13 +134,14 @@ class Monitor:
         folder = file.rpartition("/")[0]
         try:
             if not self.host.exists(folder or "/"):
-                why = f"there is no folder {folder}"
+                why = f"{NO_FOLDER} {folder}"
             else:
                 told = {**standing, "state": found["node"]}
                 self.host.write(file, exposition.text(found, told))
                 why = ""
         except GpubootError as error:
             why = error.message
+            self.outgrown = self._unwritten.startswith(NO_FOLDER)
         if why and why != self._unwritten:
             log.warning("textfile: %s", why)
         self._unwritten = why
@@ -149,11 +153,11 @@ def _together(standing: str, health: str) -> str:
 
 
 def run(host: Host) -> None:
-    """Look for ever, until Stopped is raised. Raises ConfigError."""
+    """Look until Stopped is raised, or until systemd has to start us anew. Raises ConfigError."""
     monitor = Monitor(host, config.load(host))
     systemd.notify("READY=1")
     try:
-        while True:
+        while not monitor.outgrown:
             found = {}
             with suppress(GpubootError):  # a full /run: the next look may be told again
                 found = monitor.look()

@@ -319,6 +319,19 @@ def test_a_folder_for_the_textfile_that_is_missing_is_told_once(
     folder.mkdir()
     watched.looks(1)
     assert "gpuboot_info" in watched.metrics()
+    assert not watched.monitor.outgrown
+
+
+def test_a_folder_that_came_after_the_sandbox_is_a_reason_to_be_started_anew(
+    watched: Watched,
+) -> None:
+    folder = (watched.node.root / TEXTFILE.lstrip("/")).parent
+    (folder / "gpuboot.prom.other").unlink()
+    folder.rmdir()
+    watched.looks(2)
+    folder.write_text("")  # there by now, and nothing can be written into it
+    watched.looks(1)
+    assert watched.monitor.outgrown
 
 
 def test_a_monitor_that_is_not_at_work_any_more_is_not_believed(watched: Watched) -> None:
