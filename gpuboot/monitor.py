@@ -48,7 +48,7 @@ class Monitor:
     looks: int = 0
     _kmsg: Kmsg | None = None
     _around: dict[str, Sign] = field(default_factory=dict)
-    # The unit's sandbox is older than a folder that it could write to: systemd has to start us anew.
+    # The sandbox is older than a folder that it could write to: systemd has to start us anew.
     outgrown: bool = False
     _unwritten: str = ""  # why the textfile could not be written, told once
 
