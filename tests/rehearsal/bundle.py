@@ -19,8 +19,8 @@ FILE = "/run/report.tar.gz"  # in memory: a scenario's disk may be full
 TIME = 180.0  # seconds; a few are usual
 NODES_OWN = "etc/rancher/node/password"
 REGISTRIES = "etc/rancher/rke2/registries.yaml"
-# What a node has that has the trouble: DKMS's own are told of builds by DKMS alone.
-SUBJECTS = frozenset({"dkms"})
+# What a node has that has the trouble: builds fail where there is DKMS, and so with cloud-init.
+SUBJECTS = frozenset({"cloud-init", "dkms"})
 LEAST = 40  # files that a report of any node has
 PROGRAMS = """
 for program in $(cat); do command -v "$program" >/dev/null || echo "$program"; done
