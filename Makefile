@@ -75,9 +75,10 @@ unit: ## Run the unit and model tests; needs no root
 	@$(READY) python
 	$(VENV)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/model
 
-deb-test: ## Build, check, install and remove the Debian package; show bad sources to a real apt
+deb-test: ## Build, check, install and remove the package; bad sources for apt; promtool
 	@$(READY) test
-	$(VENV)/python -m pytest -q tests/test_packaging.py tests/test_real_apt.py
+	$(VENV)/python -m pytest -q tests/test_packaging.py tests/test_real_apt.py \
+		tests/test_monitoring.py
 
 test: ## Everything a change must pass: lint, unit, model, packaging, core scenarios
 	@$(READY) test
