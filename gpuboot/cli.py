@@ -37,6 +37,6 @@ def main(context: click.Context) -> None:
 for _command in (
     runcli.run, runcli.give_way, statuscli.status, statuscli.motd, lookcli.facts, lookcli.plan,
     lookcli.preflight, lookcli.explain, lookcli.timeline, configcli.config, reportcli.report,
-    monitorcli.monitor,
+    monitorcli.monitor, monitorcli.publish,
 ):  # fmt: skip
     main.add_command(_command)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import config, exposition, nvml, sensors, status, systemd, xids
+from gpuboot import condition, config, exposition, nvml, sensors, status, systemd, xids
 from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError
 from gpuboot.health import FINE, UNHEALTHY, Health, unseen
@@ -50,6 +50,7 @@ class Monitor:
     _around: dict[str, Sign] = field(default_factory=dict)
     # The sandbox is older than a folder that it could write to: systemd has to start us anew.
     outgrown: bool = False
+    _announced: dict[str, str] = field(default_factory=dict)
     _unwritten: str = ""  # why the textfile could not be written, told once
 
     def look(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Monitor:
         found = self._look(standing)
         self.host.write(FILE, json.dumps(found, ensure_ascii=False) + "\n")
         self._expose(found, standing)
+        self._announce(condition.news(found))
         return found
 
     def seen(self) -> dict[str, Any]:
@@ -125,6 +127,12 @@ class Monitor:
             "boottime": round(self.host.clock.boottime(), 2),
             "interval": self.wanted.monitor.interval,
         }  # fmt: skip
+
+    def _announce(self, news: dict[str, str]) -> None:
+        """Leave what the cluster is to be told to whoever has a network, when it is news."""
+        if news != self._announced:
+            self.host.write(condition.FILE, json.dumps(news, ensure_ascii=False) + "\n")
+            self._announced = news
 
     def _expose(self, found: dict[str, Any], standing: dict[str, Any]) -> None:
         """Write the textfile. Where it cannot be, that is told once and tried again."""

@@ -60,6 +60,15 @@ def monitor(*, once: bool, drill: str | None) -> None:
         _serve(host)
 
 
+@click.command(name="publish-health", hidden=True)
+@console.told
+def publish() -> None:
+    """Tell the cluster what the monitor has to say; gpuboot-condition.service does it."""
+    from gpuboot import condition
+
+    click.echo(condition.publish(console.host()))
+
+
 def _pretend(host: Host, line: str) -> None:
     from gpuboot import monitor as daemon
     from gpuboot import xids

@@ -221,7 +221,7 @@ def the_same_card(watched: Watched) -> None:
         (lost, found_again, f"gpu {FIRST}", xids.REPLACE, "does not answer: NVML error 15"),
         (off_the_bus, back_on_the_bus, f"gpu {FIRST}", xids.REPLACE, "not on the PCI bus any more"),
         (another_card, the_same_card, f"gpu {FIRST}", xids.DRAIN, "another card now: GPU-2"),
-        (hot, cool, f"clocks {FIRST}", xids.NONE, "slowed down at 93 °C: hardware thermal"),
+        (hot, cool, f"clocks {FIRST}", xids.NONE, "slowed down: hardware thermal"),
         (set_memory(1, 0), set_memory(0, 0), f"memory {FIRST}", xids.DRAIN, "1 errors of memory"),
         (set_memory(0, 1), set_memory(0, 0), f"memory {FIRST}", xids.RESET, "wait for a reset"),
         (set_library("580.1"), set_library("535"), "driver", xids.DRAIN, "535 and library 580.1"),
