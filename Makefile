@@ -19,7 +19,7 @@ REHEARSE := $(VENV)/python -m tests.rehearsal
 # systemd-analyze wants every program and every unit to be there, so gpuboot's own program, which is
 # not installed on a developer's machine, becomes /bin/true, and the drop-in gets RKE2's unit.
 VERIFY_UNITS = units=$$(mktemp -d) && trap 'rm -rf "$$units"' EXIT && \
-	cp -r systemd/*.service systemd/*.d "$$units" && \
+	cp -r systemd/*.service systemd/*.path systemd/*.d "$$units" && \
 	printf '[Service]\nExecStart=/bin/true\n' > "$$units/rke2-agent.service" && \
 	sed -i 's,/usr/bin/gpuboot,/bin/true,' "$$units"/*.service && \
 	SYSTEMD_UNIT_PATH="$$units:" systemd-analyze verify --man=no "$$units"/*.service
@@ -75,9 +75,10 @@ unit: ## Run the unit and model tests; needs no root
 	@$(READY) python
 	$(VENV)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/model
 
-deb-test: ## Build, check, install and remove the Debian package; show bad sources to a real apt
+deb-test: ## Build, check, install and remove the package; bad sources for apt; promtool
 	@$(READY) test
-	$(VENV)/python -m pytest -q tests/test_packaging.py tests/test_real_apt.py
+	$(VENV)/python -m pytest -q tests/test_packaging.py tests/test_real_apt.py \
+		tests/test_monitoring.py
 
 test: ## Everything a change must pass: lint, unit, model, packaging, core scenarios
 	@$(READY) test

@@ -33,6 +33,9 @@ NOT_JOINED = Code(
     evidence="the own Node in the cluster, and the last lines of rke2-agent and the kubelet",
 )
 
+# Kinds of patches: RFC 7386's, and Kubernetes' own, which merges conditions by their type.
+MERGE, STRATEGIC = "application/merge-patch+json", "application/strategic-merge-patch+json"
+JSON = "application/json"
 GPU = "nvidia.com/gpu"  # what NVIDIA's device plugin calls a card
 
 
@@ -86,7 +89,24 @@ class ApiServer:
     def remove_labels(self, host: Host, name: str, keys: list[str]) -> None:
         """Take labels from the Node: RKE2 itself never removes any."""
         body = json.dumps({"metadata": {"labels": dict.fromkeys(keys)}})
-        host.web.patch(f"{self.url}/api/v1/nodes/{name}", body, trust=self.trust)
+        url = f"{self.url}/api/v1/nodes/{name}"  # the next look says what came of it
+        host.web.send("PATCH", url, body, trust=self.trust, kind=MERGE)
+
+    def set_condition(self, host: Host, name: str, condition: Mapping[str, str]) -> None:
+        """Set one condition of the Node and leave the kubelet's. Raises GB540 where that fails."""
+        body = json.dumps({"status": {"conditions": [condition]}})
+        self._send(host, "PATCH", f"nodes/{name}/status", body, STRATEGIC)
+
+    def add_event(self, host: Host, event: Mapping[str, Any]) -> None:
+        """Add an Event to the namespace default, where Nodes have theirs. Raises GB540."""
+        self._send(host, "POST", "namespaces/default/events", json.dumps(event), JSON)
+
+    def _send(self, host: Host, method: str, path: str, body: str, kind: str) -> None:
+        url = f"{self.url}/api/v1/{path}"
+        answer = host.web.send(method, url, body, trust=self.trust, kind=kind)
+        if answer.status >= 300:
+            told = f"the API server answered {answer.status} to a change of {path}"
+            raise GpubootError(NOT_JOINED, told, retry=True)
 
     def version(self, host: Host) -> str | None:
         """The server's own version, such as v1.35.7+rke2r1; None if it does not tell."""

@@ -89,6 +89,37 @@ def nvmlDeviceGetMemoryInfo(handle: ctypes.c_void_p) -> Memory:
     return memory
 
 
+def nvmlDeviceGetTemperature(handle: ctypes.c_void_p, sensor: int) -> int:
+    return _number("nvmlDeviceGetTemperature", handle, ctypes.c_uint(sensor))
+
+
+def nvmlDeviceGetPowerUsage(handle: ctypes.c_void_p) -> int:
+    return _number("nvmlDeviceGetPowerUsage", handle)
+
+
+def nvmlDeviceGetCurrentClocksThrottleReasons(handle: ctypes.c_void_p) -> int:
+    reasons = ctypes.c_ulonglong()
+    _call("nvmlDeviceGetCurrentClocksThrottleReasons", handle, ctypes.byref(reasons))
+    return reasons.value
+
+
+def nvmlDeviceGetTotalEccErrors(handle: ctypes.c_void_p, kind: int, counter: int) -> int:
+    count = ctypes.c_ulonglong()
+    words = (ctypes.c_uint(kind), ctypes.c_uint(counter))
+    _call("nvmlDeviceGetTotalEccErrors", handle, *words, ctypes.byref(count))
+    return count.value
+
+
+def nvmlDeviceGetRetiredPagesPendingStatus(handle: ctypes.c_void_p) -> int:
+    return _number("nvmlDeviceGetRetiredPagesPendingStatus", handle)
+
+
+def _number(name: str, *arguments: Any) -> int:  # noqa: ANN401 - whatever C takes
+    number = ctypes.c_uint()
+    _call(name, *arguments, ctypes.byref(number))
+    return number.value
+
+
 def _string(name: str, *arguments: Any) -> str:  # noqa: ANN401 - whatever C takes
     text = ctypes.create_string_buffer(STRING)
     _call(name, *arguments, text, ctypes.c_uint(STRING))

@@ -9,7 +9,7 @@ import os
 
 import click
 
-from gpuboot import __version__, configcli, lookcli, reportcli, runcli, statuscli
+from gpuboot import __version__, configcli, lookcli, monitorcli, reportcli, runcli, statuscli
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,5 +37,6 @@ def main(context: click.Context) -> None:
 for _command in (
     runcli.run, runcli.give_way, statuscli.status, statuscli.motd, lookcli.facts, lookcli.plan,
     lookcli.preflight, lookcli.explain, lookcli.timeline, configcli.config, reportcli.report,
+    monitorcli.monitor, monitorcli.publish,
 ):  # fmt: skip
     main.add_command(_command)

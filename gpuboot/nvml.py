@@ -40,7 +40,7 @@ def nvml() -> dict[str, Any]:
             _gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
             for index in range(pynvml.nvmlDeviceGetCount())
         ]
-        version = _text(pynvml.nvmlSystemGetDriverVersion())
+        version = text(pynvml.nvmlSystemGetDriverVersion())
         pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         value = getattr(error, "value", None)
@@ -59,14 +59,14 @@ def binding() -> Any:  # noqa: ANN401 - neither module's types are the other's
 
 def _gpu(pynvml: Any, handle: Any) -> dict[str, Any]:  # noqa: ANN401 - the module has no types
     return {
-        "pci": pci.slot(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
-        "name": _text(pynvml.nvmlDeviceGetName(handle)),
-        "uuid": _text(pynvml.nvmlDeviceGetUUID(handle)),
+        "pci": pci.slot(text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
+        "name": text(pynvml.nvmlDeviceGetName(handle)),
+        "uuid": text(pynvml.nvmlDeviceGetUUID(handle)),
         "memory_mib": pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
     }
 
 
-def _text(value: bytes | str) -> str:
+def text(value: bytes | str) -> str:
     """NVML's strings are bytes in the releases of Debian 12, str in newer ones."""
     return value.decode() if isinstance(value, bytes) else value
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Repeated here as texts: importing the modules they belong to would cost more than all the rest.
 PROGRESS = "/run/gpuboot/progress.json"
+HEALTH = "/run/gpuboot/health.json"
 CHECKPOINT = "/var/lib/gpuboot/checkpoint.json"
 LOCK = "/run/gpuboot/lock"
 GATE = "/run/gpuboot/ready"
@@ -42,6 +43,19 @@ NO_MODULE = Code(
     evidence="the module files below /lib/modules of the kernel that GRUB boots next",
 )
 
+FAULT = Code(
+    "GB307",
+    "something is wrong with a GPU, or with what it lives on, since the node was ready",
+    (
+        "The driver told of an error (Xid), the card was lost, or its memory fails.",
+        "The driver's files were replaced, or its module is not loaded any more.",
+        "rke2-agent has stopped, or its containerd has lost the NVIDIA runtime.",
+    ),
+    ("gpuboot status", "journalctl -u gpuboot-monitor -n 50", "nvidia-smi -q"),
+    evidence="NVML, the kernel's log, versions, and files, by gpuboot-monitor.service",
+)
+STALE = 4  # intervals after which the monitor's last word is none any more
+
 EXIT_CODES = {"ready": 0, "failed": 1, "degraded": 4}
 IN_PROGRESS = 3
 NEVER_ENABLED = 5
@@ -53,7 +67,9 @@ def look(host: Host) -> dict[str, Any]:
     """The document of `gpuboot status --json`; only reads, and needs no privilege."""
     boot_id = (host.read(BOOT_ID) or "").strip()
     found = _json(host, PROGRESS)
-    gauges = _gauges(host, found, boot_id)  # asked while the rest is looked at
+    health = _health(host, boot_id)
+    # Asked while the rest is looked at, where no monitor has the answer.
+    gauges = None if health else _gauges(host, found, boot_id)
     enabled = host.exists(ENABLED)
     walking = locked(host)
     if found is None or found.get("boot_id") != boot_id:
@@ -75,9 +91,45 @@ def look(host: Host) -> dict[str, Any]:
         found = _by_now(host, found)
     if isinstance(found.get("driver"), dict):
         found = _next_boot(host, found, walking=walking)
-    if gauges:
+    if health:
+        found = _monitored(found, health, walking=walking)
+    elif gauges:
         found = _read(found, gauges, walking=walking)
     return {**found, "boot_id": boot_id, "enabled": enabled}
+
+
+def told(host: Host) -> dict[str, Any]:
+    """What the agent said last in this boot, without a look; an idle node if it said nothing."""
+    boot_id = (host.read(BOOT_ID) or "").strip()
+    found = _json(host, PROGRESS)
+    if found is None or found.get("boot_id") != boot_id:
+        found = _idle(host, enabled=True, walking=False)
+    return {**found, "boot_id": boot_id}
+
+
+def _health(host: Host, boot_id: str) -> dict[str, Any] | None:
+    """What the monitor said last, if it is at work: it has looked a few intervals ago at most."""
+    found = _json(host, HEALTH)
+    if found is None or found.get("boot_id") != boot_id:
+        return None
+    age = host.clock.boottime() - found["boottime"]
+    return found if age < found["interval"] * STALE else None
+
+
+def _monitored(found: dict[str, Any], health: dict[str, Any], *, walking: bool) -> dict[str, Any]:
+    """With what the monitor sees; a node with a fault is not ready."""
+    cards = {card["pci"]: card for card in health["gpus"]}
+    keys = ("temperature_c", "memory_used_mib")
+    gpus = [
+        {**gpu, **{key: cards[gpu["pci"]][key] for key in keys}} if gpu["pci"] in cards else gpu
+        for gpu in found["gpus"]
+    ]
+    shown = {key: health[key] for key in ("state", "faults", "blind", "xids", "checked")}
+    found = {**found, "gpus": gpus, "health": shown}
+    if walking or found["state"] != "ready" or not health["faults"]:
+        return found
+    return {**found, "state": "degraded", "reason": health["reason"], "code": FAULT.id,
+            "hint": health["advice"]}  # fmt: skip
 
 
 def _gauges(host: Host, found: dict[str, Any] | None, boot_id: str) -> Gauges | None:

@@ -175,8 +175,8 @@ class Web(Protocol):
         """
         ...
 
-    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
-        """Send a JSON merge patch (RFC 7386). Raises as `get` does."""
+    def send(self, method: str, url: str, body: str, *, trust: Trust, kind: str) -> Answer:
+        """Send a body of that media type. Raises as `get` does."""
         ...
 
     def pieces(self, url: str) -> Iterator[bytes]:
@@ -201,9 +201,8 @@ class RequestsWeb:
     ) -> Answer:
         return self._ask("GET", url, trust=trust, auth=auth, headers=headers)
 
-    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
-        headers = {"Content-Type": "application/merge-patch+json"}
-        return self._ask("PATCH", url, trust=trust, headers=headers, body=body)
+    def send(self, method: str, url: str, body: str, *, trust: Trust, kind: str) -> Answer:
+        return self._ask(method, url, trust=trust, headers={"Content-Type": kind}, body=body)
 
     def _ask(
         self,

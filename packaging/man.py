@@ -35,6 +35,7 @@ FILES: Rows = (
     ("/run/gpuboot/ready", "The gate: rke2-agent may start in this boot. Leave it alone."),
     ("/run/gpuboot/lock", "Held while a walk is under way."),
     ("/run/gpuboot/progress.json", "What `gpuboot status` reads before it looks."),
+    ("/run/gpuboot/health.json", "What gpuboot-monitor.service saw last."),
     ("/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf", "The hold on rke2-agent."),
     ("/etc/rancher/rke2/config.yaml.d/60-gpuboot.yaml", "What RKE2 is told by gpuboot."),
     ("/etc/rancher/rke2/gpuboot-proxy.env", "The proxy of rke2-agent, if there is one."),

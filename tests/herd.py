@@ -178,8 +178,8 @@ class Web:
         asked.status = answer.status
         return answer
 
-    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
-        return self.others.patch(url, body, trust=trust)
+    def send(self, method: str, url: str, body: str, *, trust: Trust, kind: str) -> Answer:
+        return self.others.send(method, url, body, trust=trust, kind=kind)
 
     def pieces(self, url: str) -> Iterator[bytes]:
         return self.others.pieces(url)

@@ -266,6 +266,15 @@ def test_units_are_well_formed_and_without_a_cycle(held: Machine) -> None:
     assert (held.state("cloud-final"), held.state("gpuboot")) == ("active", "active")
 
 
+def test_the_monitors_sandbox_is_tight() -> None:
+    """2.0 of 10, by systemd's own reckoning; it is a root's unit with one capability."""
+    unit = str(ROOT / "systemd/gpuboot-monitor.service")
+    said = call(["systemd-analyze", "security", "--offline=yes", "--no-pager", unit])
+    level = re.search(r"Overall exposure level for gpuboot-monitor.service: ([\d.]+)", said)
+    assert level is not None
+    assert float(level[1]) <= 2.0
+
+
 @pytest.mark.vm
 @needs_root
 def test_whoever_logs_in_is_told_where_the_node_stands(held: Machine) -> None:

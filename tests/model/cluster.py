@@ -97,7 +97,8 @@ class Cluster:
         status = {"conditions": [{"type": "Ready", "status": ready, "reason": "KubeletNotReady"}]}
         return Answer(200, json.dumps({**(self.node or {}), "status": status}).encode())
 
-    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
+    def send(self, method: str, url: str, body: str, *, trust: Trust, kind: str) -> Answer:
+        assert (method, kind) == ("PATCH", "application/merge-patch+json")
         assert self.node
         for key, value in json.loads(body)["metadata"]["labels"].items():
             assert value is None

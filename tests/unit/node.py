@@ -57,8 +57,8 @@ class Pages:
             raise page
         return page if isinstance(page, Answer) else page(asked)
 
-    def patch(self, url: str, body: str, *, trust: Trust) -> Answer:
-        return self.get(url, trust=trust, headers={"PATCH": body})
+    def send(self, method: str, url: str, body: str, *, trust: Trust, kind: str) -> Answer:
+        return self.get(url, trust=trust, headers={method: body, "Content-Type": kind})
 
     def pieces(self, url: str) -> Iterator[bytes]:
         if url not in self.files:

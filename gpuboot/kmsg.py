@@ -1,0 +1,41 @@
+"""The kernel's log as it is written, by /dev/kmsg: what journald may drop is seen here too."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+DEVICE = "/dev/kmsg"
+RECORD = 8192  # bytes; the kernel's longest record fits
+
+
+class Kmsg:
+    """Reads what is new. Where the kernel has overwritten records unread, `missed` counts that."""
+
+    def __init__(self, path: Path) -> None:
+        """From the oldest record on, for what happened before we looked. Raises OSError."""
+        self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.missed = 0
+
+    def lines(self) -> list[str]:
+        """The messages that have come since the last time, without their prefixes."""
+        found: list[str] = []
+        while True:
+            try:
+                record = os.read(self._file, RECORD)
+            except BlockingIOError:
+                return found
+            except BrokenPipeError:  # overwritten: the next read goes on with the oldest there is
+                self.missed += 1
+                continue
+            if not record:
+                return found
+            # `priority,sequence,microseconds,flags;text`, then lines of the dictionary.
+            text = record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
+            found.append(text)
+
+    def close(self) -> None:
+        """Let go of it."""
+        with suppress(OSError):
+            os.close(self._file)
