@@ -175,6 +175,7 @@ OWN: Sequence[Item] = (
          lambda host: picture.svg(timeline.read(host))),
     Item("gpuboot/checkpoint.json", "attempts, times, reboots, boots", document(checkpoint.FILE)),
     Item("gpuboot/progress.json", "what the agent wrote last", document(progress.FILE)),
+    Item("gpuboot/health.json", "what the monitor saw last", document(status.HEALTH)),
 )  # fmt: skip
 GPU: Sequence[Item] = (
     Item("gpu/lspci.txt", "NVIDIA's devices on the PCI bus, in full",
@@ -246,6 +247,9 @@ RKE2: Sequence[Item] = (
 )  # fmt: skip
 JOURNAL: Sequence[Item] = (
     Item("journal/gpuboot.txt", "gpuboot, in all boots", journal("gpuboot.service"), LONG),
+    Item("journal/gpuboot-monitor.txt", "the monitor, and what it told the cluster",
+         said("journalctl", "--no-pager", "--output=short-iso", f"--lines={LINES}",
+              "--unit=gpuboot-monitor.service", "--unit=gpuboot-condition.service")),
     Item("journal/rke2-agent.txt", "rke2-agent", journal(rke2.AGENT), LONG),
     Item("journal/rancher-system-agent.txt", "Rancher's system-agent",
          journal(rancher.SYSTEM_AGENT)),

@@ -6,7 +6,7 @@ fine ones; what cannot be seen neither begins nor ends one, and is told as a sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from gpuboot.xids import ACTIONS, NONE
@@ -81,14 +81,16 @@ class Health:
         return max(self.faults.values(), default=None,
                    key=lambda fault: (ACTIONS.index(fault.action), -fault.since))  # fmt: skip
 
-    def look(self, now: float, signs: Mapping[str, Sign]) -> list[str]:
+    def look(
+        self, now: float, signs: Mapping[str, Sign], waiting: Collection[str] = ()
+    ) -> list[str]:
         """Take one look's signs in, by check; what is news by it, as sentences.
 
-        A check that is not among the signs has nothing to look at any more, such as a card that
-        is not wanted: it is forgotten.
+        A check that is neither among the signs nor waiting for its turn has nothing to look at any
+        more, such as a card that is not wanted: it is forgotten.
         """
         news = [text for check, sign in signs.items() for text in self._take(now, check, sign)]
-        for gone in set(self._counts) - set(signs):
+        for gone in set(self._counts) - set(signs) - set(waiting):
             del self._counts[gone]
             self.blind.pop(gone, None)
             if self.faults.pop(gone, None):

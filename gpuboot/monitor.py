@@ -47,7 +47,7 @@ class Monitor:
     errors: Errors = field(default_factory=Errors)
     looks: int = 0
     _kmsg: Kmsg | None = None
-    _around: dict[str, Sign] = field(default_factory=dict)
+    _around: frozenset[str] = frozenset()  # the checks that are made at some looks only
     # The sandbox is older than a folder that it could write to: systemd has to start us anew.
     outgrown: bool = False
     _announced: dict[str, str] = field(default_factory=dict)
@@ -70,12 +70,12 @@ class Monitor:
         seen = self.ask()
         signs = {"kernel log": self._read_kernel()}
         signs |= sensors.signs(self.host, standing["gpus"], seen, self.errors)
-        if self.looks % SURROUNDINGS == 0:
-            joined = self.wanted.mode != "none"
-            self._around = sensors.surroundings(self.host, joined=joined)
+        if self.looks % SURROUNDINGS == 0:  # a look that was not made is no second one
+            around = sensors.surroundings(self.host, joined=self.wanted.mode != "none")
+            self._around = frozenset(around)
+            signs |= around
         self.looks += 1
-        signs |= self._around
-        for text in self.health.look(self.host.clock.boottime(), signs):
+        for text in self.health.look(self.host.clock.boottime(), signs, self._around):
             log.warning("%s", text)
         return self._document(seen, standing)
 

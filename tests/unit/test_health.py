@@ -88,6 +88,15 @@ def test_a_check_that_is_gone_takes_its_fault_along() -> None:
     assert found.state == health.HEALTHY
 
 
+def test_a_check_that_waits_for_its_turn_is_neither_forgotten_nor_counted() -> None:
+    found = Health()
+    found.look(0.0, {"gpu": LOST}, ["gpu"])
+    for second in range(1, 10):
+        assert found.look(float(second), {}, ["gpu"]) == []
+    assert found.state == health.HEALTHY
+    assert found.look(10.0, {"gpu": LOST}, ["gpu"]) != []
+
+
 SIGNS = st.sampled_from([FINE, LOST, AWAY])
 
 

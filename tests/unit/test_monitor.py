@@ -344,6 +344,15 @@ def test_a_monitor_that_is_not_at_work_any_more_is_not_believed(watched: Watched
     assert (seen["state"], seen["gpus"][0]["temperature_c"]) == ("ready", 40)
 
 
+def test_one_look_at_what_the_cards_live_on_is_not_taken_for_several(watched: Watched) -> None:
+    watched.node.put("/boot/vmlinuz-6.1.0-56-amd64")
+    assert watched.looks(monitor.SURROUNDINGS)["state"] == "healthy"
+    found = watched.looks(1)
+    assert [one["check"] for one in found["faults"]] == ["next kernel"]
+    (watched.node.root / "boot/vmlinuz-6.1.0-56-amd64").unlink()
+    assert watched.looks(monitor.SURROUNDINGS * ENDS)["state"] == "healthy"
+
+
 def test_the_journal_tells_each_change_once(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
