@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuboot import evidence, explain, page, redaction, status
 from gpuboot.errors import GpubootError
@@ -77,13 +77,21 @@ def collect(host: Host, tell: Tell, items: Sequence[Item] = evidence.ITEMS) -> B
         text = _text(host, item, room)
         room -= text.size
         texts.append(text)
-    return Bundle(name, texts, page.html(name, status.look(host), texts, _codes(texts)))
+    return Bundle(name, texts, page.html(name, _standing(host), texts, _codes(texts)))
 
 
 def default_name(host: Host) -> str:
     """The bundle's name: of the node, and of this moment."""
     node = re.sub(r"[^\w.-]", "_", (host.read("/proc/sys/kernel/hostname") or "node").strip())
     return f"gpuboot-report-{node}-{host.clock.now():%Y%m%dT%H%M%SZ}"
+
+
+def _standing(host: Host) -> dict[str, Any]:
+    """The status for the index; what programs have said in it may hold more than the agent knew."""
+    found = status.look(host)
+    said = {key: redaction.clean(host, str(found.get(key) or "")) for key in ("reason", "evidence")}
+    drift = [redaction.clean(host, str(text)) for text in found.get("drift") or []]
+    return {**found, **said, "drift": drift}
 
 
 def _text(host: Host, item: Item, room: int) -> Text:

@@ -14,8 +14,12 @@ from urllib.parse import quote
 import pytest
 
 from gpuboot import evidence, page, redaction, report
+from gpuboot.checkpoint import Checkpoint
+from gpuboot.config import Config
+from gpuboot.engine import Outcome
 from gpuboot.evidence import Item
 from gpuboot.host import Command, Host, Result
+from gpuboot.progress import Progress
 from gpuboot.report import Bundle, Text
 from tests.unit.node import KERNEL, Node
 
@@ -153,6 +157,18 @@ def test_the_index_leads_to_every_file_and_needs_nothing_else(leaky: Node) -> No
     assert "script" not in links.tags
     for text in bundle.texts:
         assert text.name in bundle.index
+
+
+def test_the_index_shows_the_status_without_what_the_agent_took_for_no_secret(leaky: Node) -> None:
+    """The agent masks what it knows: not a registry's password, which a program's words may hold."""
+    leaky.put("/proc/sys/kernel/random/boot_id", "boot-1\n")
+    progress = Progress(leaky.host, Checkpoint("m", "i", "u", boot_id="boot-1"), Config(), ())
+    said = f"pull failed: {SECRETS['registry']}, and password: not-known-by-its-value"
+    progress.end(Outcome("failed", "cdi", said, "GB310", "x", evidence=said), None)
+    index = report.collect(leaky.host, lambda *_: None).index
+    assert "pull failed: &lt;secret&gt;" in index
+    assert SECRETS["registry"] not in index
+    assert "not-known-by-its-value" not in index
 
 
 def test_what_cannot_be_had_is_told_in_its_place(leaky: Node) -> None:
