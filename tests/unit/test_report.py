@@ -160,7 +160,7 @@ def test_the_index_leads_to_every_file_and_needs_nothing_else(leaky: Node) -> No
 
 
 def test_the_index_shows_the_status_without_what_the_agent_took_for_no_secret(leaky: Node) -> None:
-    """The agent masks what it knows: not a registry's password, which a program's words may hold."""
+    """The agent masks what it knows: no registry's password, which a program may have said."""
     leaky.put("/proc/sys/kernel/random/boot_id", "boot-1\n")
     progress = Progress(leaky.host, Checkpoint("m", "i", "u", boot_id="boot-1"), Config(), ())
     said = f"pull failed: {SECRETS['registry']}, and password: not-known-by-its-value"
