@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpuboot import kmsg, monitor, sensors, status, xids
+from gpuboot import condition, kmsg, monitor, sensors, status, xids
 from gpuboot.config import Config, Rke2
 from gpuboot.config import Monitor as Settings
 from gpuboot.engine import Outcome
@@ -396,3 +398,52 @@ def test_the_document_is_json_and_names_what_to_do(watched: Watched) -> None:
     found = json.loads(watched.node.text(monitor.FILE) or "")
     assert found["action"] == xids.REPLACE
     assert found["advice"].startswith("drain the node, power the VM off and on")
+
+
+def test_what_flickers_at_the_edge_is_told_to_nobody(watched: Watched) -> None:
+    watched.looks(1)
+    told = watched.node.text(condition.FILE)
+    for _ in range(50):
+        lost(watched)
+        watched.looks(BEGINS - 1)
+        found_again(watched)
+        watched.looks(1)
+    assert watched.node.text(condition.FILE) == told
+
+
+DAY = """
+import sys
+from pathlib import Path
+from tests.unit import test_monitor as rig
+from tests.unit.node import Node
+from tests.unit.test_status import booted
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4
+
+node = Node(Path(sys.argv[1]))
+watched = rig.watch(booted.__wrapped__(node), rig.GPUS)
+told, seen = 0, ""
+for look in range(5760):
+    watched.nvml.gpus[0].error = rig.sensors.LOST if look % 480 > 440 else 0
+    if look % 100 == 0:
+        watched.drill("NVRM: Xid (PCI:0000:03:00): 31, pid=1, x")
+    watched.looks(1)
+    text = node.text(rig.condition.FILE)
+    told, seen = told + (text != seen), text
+    if look == 1000:
+        early = resident()
+print(resident() - early, told)
+"""
+
+
+@pytest.mark.long
+def test_a_day_costs_no_memory_and_few_words(tmp_path: Path) -> None:
+    """In a process of its own: 5,760 looks, with a card that is lost every two hours."""
+    done = subprocess.run(
+        [sys.executable, "-c", DAY, str(tmp_path)], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    grown, told = map(int, done.stdout.split())
+    assert grown < 1024  # KiB
+    assert told == 1 + 2 * 12 - 1  # at the beginning, two for each loss; the last one lasts
