@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 FILE = "/run/gpuboot/health.json"
 KMSG = "/dev/kmsg"
+# Where Node Feature Discovery looks for features of a host (its source "local").
+FEATURES = "/etc/kubernetes/node-feature-discovery/features.d"
 DRILL = "/run/gpuboot/drill"  # lines of the kernel's, as an operator pretends them
 SCHEMA = 1
 NO_FOLDER = "there is no folder"
@@ -130,9 +132,13 @@ class Monitor:
 
     def _announce(self, news: dict[str, str]) -> None:
         """Leave what the cluster is to be told to whoever has a network, when it is news."""
-        if news != self._announced:
-            self.host.write(condition.FILE, json.dumps(news, ensure_ascii=False) + "\n")
-            self._announced = news
+        if news == self._announced:
+            return
+        self.host.write(condition.FILE, json.dumps(news, ensure_ascii=False) + "\n")
+        self._announced = news
+        if self.host.exists(FEATURES):
+            with suppress(GpubootError):  # the sandbox of a node that got NFD later: the next start
+                self.host.write(f"{FEATURES}/gpuboot", _features(news))
 
     def _expose(self, found: dict[str, Any], standing: dict[str, Any]) -> None:
         """Write the textfile. Where it cannot be, that is told once and tried again."""
@@ -153,6 +159,12 @@ class Monitor:
         if why and why != self._unwritten:
             log.warning("textfile: %s", why)
         self._unwritten = why
+
+
+def _features(news: dict[str, str]) -> str:
+    """Labels below feature.node.kubernetes.io, for who schedules by them."""
+    action = news["action"].replace(" ", "-")
+    return f"gpuboot-gpus.state={news['state']}\ngpuboot-gpus.action={action}\n"
 
 
 def _together(standing: str, health: str) -> str:

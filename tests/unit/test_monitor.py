@@ -400,6 +400,16 @@ def test_the_document_is_json_and_names_what_to_do(watched: Watched) -> None:
     assert found["advice"].startswith("drain the node, power the VM off and on")
 
 
+def test_node_feature_discovery_is_told_where_it_is(watched: Watched) -> None:
+    watched.looks(1)
+    assert not watched.node.host.exists(monitor.FEATURES)
+    watched.node.put(f"{monitor.FEATURES}/other", "x")
+    lost(watched)
+    watched.looks(BEGINS)
+    said = watched.node.text(f"{monitor.FEATURES}/gpuboot")
+    assert said == "gpuboot-gpus.state=unhealthy\ngpuboot-gpus.action=replace\n"
+
+
 def test_what_flickers_at_the_edge_is_told_to_nobody(watched: Watched) -> None:
     watched.looks(1)
     told = watched.node.text(condition.FILE)
