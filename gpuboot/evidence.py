@@ -28,6 +28,7 @@ from gpuboot import (
     preview,
     progress,
     rancher,
+    redaction,
     rke2,
     status,
     statusview,
@@ -154,6 +155,11 @@ def _modules(host: Host) -> str:
     return "\n".join(found) or "no kernel has an NVIDIA module"
 
 
+def _agent(host: Host) -> str:
+    """Where RKE2's agent has its files."""
+    return f"{redaction.data_dir(host)}/agent"
+
+
 def _json(document: object) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, default=str)
 
@@ -236,14 +242,14 @@ RKE2: Sequence[Item] = (
          said("systemctl", "cat", "--no-pager", "gpuboot.service", rke2.AGENT,
               "rke2-server.service", rancher.SYSTEM_AGENT)),
     Item("rke2/version.txt", "its version", said("rke2", "--version")),
-    Item("rke2/kubelet.log", "the kubelet", end_of(f"{dropin.DATA}/agent/logs/kubelet.log", LONG),
-         LONG),
+    Item("rke2/kubelet.log", "the kubelet",
+         lambda host: end_of(f"{_agent(host)}/logs/kubelet.log", LONG)(host), LONG),
     Item("rke2/containerd.log", "containerd",
-         end_of(f"{dropin.DATA}/agent/containerd/containerd.log", LONG), LONG),
+         lambda host: end_of(f"{_agent(host)}/containerd/containerd.log", LONG)(host), LONG),
     Item("rke2/containerd.toml", "containerd's configuration, as RKE2 has generated it",
-         all_of(f"{dropin.DATA}/agent/etc/containerd")),
+         lambda host: all_of(f"{_agent(host)}/etc/containerd")(host)),
     Item("rke2/images.txt", "image archives",
-         said("ls", "-l", f"{dropin.DATA}/agent/images")),
+         lambda host: said("ls", "-l", f"{_agent(host)}/images")(host)),
 )  # fmt: skip
 JOURNAL: Sequence[Item] = (
     Item("journal/gpuboot.txt", "gpuboot, in all boots", journal("gpuboot.service"), LONG),

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import condition, config, exposition, nvml, sensors, status, systemd, xids
+from gpuboot import condition, config, dropin, exposition, nvml, sensors, status, systemd, xids
 from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError
 from gpuboot.health import FINE, UNHEALTHY, Health, unseen
@@ -73,7 +73,7 @@ class Monitor:
         signs = {"kernel log": self._read_kernel()}
         signs |= sensors.signs(self.host, standing["gpus"], seen, self.errors)
         if self.looks % SURROUNDINGS == 0:  # a look that was not made is no second one
-            around = sensors.surroundings(self.host, joined=self.wanted.mode != "none")
+            around = self._surroundings()
             self._around = frozenset(around)
             signs |= around
         self.looks += 1
@@ -85,6 +85,13 @@ class Monitor:
         """Let go of the kernel's log."""
         if self._kmsg:
             self._kmsg.close()
+
+    def _surroundings(self) -> dict[str, Sign]:
+        try:
+            data = dropin.data_dir(self.host, self.wanted.rke2.config.data_dir)
+        except GpubootError as error:
+            return {"runtime": unseen(error.message)}
+        return sensors.surroundings(self.host, joined=self.wanted.mode != "none", data=data)
 
     def _read_kernel(self) -> Sign:
         """Take in what the kernel has said since the last look."""

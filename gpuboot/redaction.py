@@ -30,7 +30,7 @@ SETTINGS = (
     "/etc/rancher/agent", rancher.CONNECTION, rancher.SCRIPT,
     "/etc/apt/auth.conf", "/etc/apt/auth.conf.d", "/etc/apt/apt.conf", "/etc/apt/apt.conf.d",
     "/etc/apt/sources.list", "/etc/apt/sources.list.d",
-    f"{dropin.DATA}/agent", "/var/lib/cloud/instance/user-data.txt",
+    "/var/lib/cloud/instance/user-data.txt",
 )  # fmt: skip
 # Whole files that are one secret.
 WHOLE = (identity.FILE, "/etc/gpuboot/token")
@@ -68,14 +68,20 @@ _KEY = re.compile(
 )
 
 
+def data_dir(host: Host) -> str:
+    """RKE2's data folder; the usual one where no configuration says so that can be read."""
+    with suppress(GpubootError):
+        return dropin.data_dir(host, config.load(host).rke2.config.data_dir)
+    return dropin.DATA
+
+
 def learn(host: Host) -> None:
     """Mask from now on, in everything that the host reads, what this machine's files keep secret.
 
     A configuration that is wrong is no obstacle: its lines are looked at as those of any file.
     """
-    with suppress(GpubootError):
-        config.load(host)
-    for name in (name for place in SETTINGS for name in _files(host, place)):
+    places = (*SETTINGS, f"{data_dir(host)}/agent")
+    for name in (name for place in places for name in _files(host, place)):
         for value in values(host.tail(name, LARGEST)):
             host.mask.add(Secret(value))
     for name in WHOLE:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import containerd, dropin, kernel, nvml, pci, rke2, xids
+from gpuboot import containerd, kernel, nvml, pci, rke2, xids
 from gpuboot.health import FINE, Sign, bad, unseen
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _clocks(card: Card) -> Sign:
     return bad(f"slowed down: {', '.join(card.slowed)}", xids.NONE)
 
 
-def surroundings(host: Host, *, joined: bool, data: str = dropin.DATA) -> dict[str, Sign]:
+def surroundings(host: Host, *, joined: bool, data: str) -> dict[str, Sign]:
     """What the GPUs live on: the kernel that boots next and, on a node that joins, RKE2."""
     release, by = kernel.choice(host)
     found = {"next kernel": FINE}

@@ -234,6 +234,14 @@ def test_a_secret_at_the_seam_of_a_cut_text_is_not_left_half(node: Node) -> None
         assert not re.search(r"[0-9a-f]{8}", text.content)
 
 
+def test_a_data_folder_of_rke2s_elsewhere_is_looked_into(node: Node) -> None:
+    node.put("/etc/rancher/rke2/config.yaml", "data-dir: /data/rke2\n", mode=0o600)
+    node.put("/data/rke2/agent/logs/kubelet.log", "I1201 a line\n")
+    items = [item for item in evidence.ITEMS if item.name == "rke2/kubelet.log"]
+    (text,) = report.collect(node.host, lambda *_: None, items).texts
+    assert text.content == "I1201 a line\n"
+
+
 def test_json_in_the_bundle_can_be_read_however_long_its_line_was(node: Node) -> None:
     content = {"history": [{"boot_id": str(number)} for number in range(500)]}
     node.put("/var/lib/gpuboot/checkpoint.json", json.dumps(content))
