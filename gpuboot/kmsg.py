@@ -11,12 +11,11 @@ RECORD = 8192  # bytes; the kernel's longest record fits
 
 
 class Kmsg:
-    """Reads what is new. Where the kernel has overwritten records unread, `missed` counts that."""
+    """Reads what is new."""
 
     def __init__(self, path: Path) -> None:
         """From the oldest record on, for what happened before we looked. Raises OSError."""
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.missed = 0
 
     def lines(self) -> list[str]:
         """The messages that have come since the last time, without their prefixes."""
@@ -27,7 +26,6 @@ class Kmsg:
             except BlockingIOError:
                 return found
             except BrokenPipeError:  # overwritten: the next read goes on with the oldest there is
-                self.missed += 1
                 continue
             if not record:
                 return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gpuboot.show import MARKS, Width, duration, row, step, wrapped
+from gpuboot.show import Width, duration, row, several, step, wrapped
 
 HOLDS = "holds"
 
@@ -69,10 +69,9 @@ def _steps(steps: Sequence[dict[str, Any]], width: Width) -> Iterator[str]:
             for one in group:
                 yield from _step(one, width)
             continue
-        mark, colour = MARKS["ok" if plain == HOLDS else "pending"]
         names = ", ".join(one["name"] for one in group)
         told = names if plain == HOLDS else f"{names}: {plain}"
-        yield from row(f"  {click.style(mark, fg=colour)} ", told, width)
+        yield from several("ok" if plain == HOLDS else "pending", told, width)
 
 
 def _plain(one: dict[str, Any]) -> str | None:

@@ -48,9 +48,9 @@ _SETTING = re.compile(
          (?P<value>\\"[^"\\]*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;&\]}}\\]+)""",
     re.IGNORECASE | re.VERBOSE,
 )
-# What stands beside such a name and is no secret: a word of YAML, a small number, a path.
+# What stands beside such a name and is no secret: nothing, a word of YAML, a small number, a path.
 _SHOWN = re.compile(
-    rf"{MASK}|true|false|null|none|auto|yes|no|\d{{1,5}}|[\[{{|>~-]+"
+    rf"|{MASK}|true|false|null|none|auto|yes|no|\d{{1,5}}|[\[{{|>~-]+"
     r"|/(?:etc|var|run|usr|opt|root|home|tmp|proc|mnt|srv)/.*",
     re.IGNORECASE,
 )
@@ -84,8 +84,15 @@ def learn(host: Host) -> None:
     for name in (name for place in places for name in _files(host, place)):
         for value in values(host.tail(name, LARGEST)):
             host.mask.add(Secret(value))
-    for name in WHOLE:
+    for name in (*WHOLE, *_token_files(host)):
         host.mask.add(Secret(host.tail(name, LARGEST)))
+
+
+def _token_files(host: Host) -> list[str]:
+    """Those that RKE2's own configuration names; gpuboot's is known by its configuration."""
+    with suppress(GpubootError):
+        return [name] if (name := dropin.setting(host, "token-file")) else []
+    return []
 
 
 def values(text: str) -> Iterator[str]:

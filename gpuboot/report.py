@@ -99,9 +99,7 @@ def _text(host: Host, item: Item, room: int) -> Text:
         content = item.read(host)
     except evidence.Absent as absent:
         return Text(item.name, item.tells, missing=redaction.clean(host, str(absent)))
-    except (
-        Exception
-    ) as error:  # a fault of ours as well: a report is wanted where things are broken
+    except Exception as error:  # ours too: a report is wanted where things are broken
         known = isinstance(error, (GpubootError, OSError))
         why = redaction.clean(host, str(error) if known else f"{type(error).__name__}: {error}")
         return Text(item.name, item.tells, missing=why, trouble=True)
@@ -110,14 +108,14 @@ def _text(host: Host, item: Item, room: int) -> Text:
         why = f"the bundle has reached its {LARGEST >> 20} MiB"
         return Text(item.name, item.tells, missing=why, trouble=True)
     # Masked by their values before anything is cut: half of a secret is not known as one.
-    whole = host.mask(content)
+    whole = host.mask(content).encode("utf-8", "replace").decode()  # no half of a character
     end = _end(redaction.clean(host, _end(whole, limit)), limit)
-    return Text(item.name, item.tells, end, cut=len(whole.encode("utf-8", "replace")) > limit)
+    return Text(item.name, item.tells, end, cut=len(whole.encode()) > limit)
 
 
 def _end(text: str, limit: int) -> str:
     """The last lines that fit into so many bytes."""
-    data = text.encode("utf-8", "replace")
+    data = text.encode()
     if len(data) <= limit:
         return text
     return data[-limit:].decode("utf-8", "ignore").partition("\n")[2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -125,11 +124,7 @@ def _foreground(host: Host, *, once: bool, verbose: bool) -> int:
 
 def _confirm(look: Callable[[], dict[str, Any]], before: dict[str, Any]) -> None:
     """A ready node: look on while the walk passes over it, and say whether it had to act."""
-    deadline = time.monotonic() + READY_WAIT
-    found = look()
-    while found["state"] not in looking.FINAL and time.monotonic() < deadline:
-        time.sleep(0.1)
-        found = look()
+    found = statuscli.wait(look, READY_WAIT, poll=0.1)
     efforts = [
         {step["name"]: step["attempts"] for step in document["steps"]}
         for document in (before, found)

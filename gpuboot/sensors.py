@@ -46,7 +46,7 @@ class Nvml:
     """What NVML says: the cards that answer, those that do not, or why it says nothing at all."""
 
     cards: tuple[Card, ...] = ()
-    lost: Mapping[str, str] = field(default_factory=dict)  # by place on the bus, if that is known
+    lost: Mapping[str, str] = field(default_factory=dict)  # by NVML's index
     error: int = 0  # NVML's number
     text: str = ""
 

@@ -64,6 +64,12 @@ def step(found: dict[str, Any], width: Width = None) -> str:
     return "\n".join(line.rstrip() for line in row(head, reason, width))
 
 
+def several(state: str, told: str, width: Width) -> list[str]:
+    """Steps of which there is the same to tell, such as their names, on lines that they share."""
+    mark, colour = MARKS[state]
+    return row(f"  {click.style(mark, fg=colour)} ", told, width)
+
+
 def table(rows: Iterable[tuple[str, str]], width: Width = None) -> str:
     """Two columns."""
     rows = list(rows)

@@ -54,6 +54,9 @@ FAULT = Code(
     ("gpuboot status", "journalctl -u gpuboot-monitor -n 50", "nvidia-smi -q"),
     evidence="NVML, the kernel's log, versions, and files, by gpuboot-monitor.service",
 )
+# What is read of the monitor's document; one that has not all of it is no word of this monitor's.
+MONITORED = {"boottime", "interval", "gpus", "reason", "advice",
+             "state", "faults", "blind", "xids", "checked"}  # fmt: skip
 STALE = 4  # intervals after which the monitor's last word is none any more
 
 EXIT_CODES = {"ready": 0, "failed": 1, "degraded": 4}
@@ -110,7 +113,7 @@ def told(host: Host) -> dict[str, Any]:
 def _health(host: Host, boot_id: str) -> dict[str, Any] | None:
     """What the monitor said last, if it is at work: it has looked a few intervals ago at most."""
     found = _json(host, HEALTH)
-    if found is None or found.get("boot_id") != boot_id:
+    if found is None or found.get("boot_id") != boot_id or not found.keys() >= MONITORED:
         return None
     age = host.clock.boottime() - found["boottime"]
     return found if age < found["interval"] * STALE else None

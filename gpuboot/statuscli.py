@@ -33,12 +33,14 @@ TIMEOUT = click.option(
 )  # fmt: skip
 
 
-def wait(look: Callable[[], dict[str, Any]], timeout: float) -> dict[str, Any]:
+def wait(
+    look: Callable[[], dict[str, Any]], timeout: float, *, poll: float = POLL
+) -> dict[str, Any]:
     """Look until the walk is over or the time is up; the last document."""
     deadline = time.monotonic() + timeout
     found = look()
     while found["state"] not in looking.FINAL and time.monotonic() < deadline:
-        time.sleep(POLL)
+        time.sleep(poll)
         found = look()
     return found
 

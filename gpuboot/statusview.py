@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gpuboot.show import MARKS, Width, duration, row, step, wrapped
+from gpuboot.show import Width, duration, row, several, step, wrapped
 from gpuboot.status import EXIT_CODES, NEVER_ENABLED, exit_code
 
 COLOURS = {
@@ -94,9 +94,7 @@ def _steps(found: dict[str, Any], width: Width) -> Iterator[str]:
         if plain is None:
             yield from (step(one, width) for one in group)
         else:
-            mark, colour = MARKS[plain]
-            head = f"  {click.style(mark, fg=colour)} "
-            yield from row(head, ", ".join(one["name"] for one in group), width)
+            yield from several(plain, ", ".join(one["name"] for one in group), width)
 
 
 def _plain(one: dict[str, Any]) -> str | None:

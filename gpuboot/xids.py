@@ -14,7 +14,7 @@ from dataclasses import dataclass
 NONE, RESET, REBOOT, DRAIN, REPLACE = "none", "reset", "reboot", "drain and reboot", "replace"
 ACTIONS = (NONE, RESET, REBOOT, DRAIN, REPLACE)
 ADVICE: Mapping[str, str] = {
-    NONE: "nothing",
+    NONE: "nothing, if it passes; journalctl -u gpuboot-monitor -n 50",
     RESET: "drain the node, then reset the GPU (nvidia-smi --gpu-reset) or reboot",
     REBOOT: "reboot",
     DRAIN: "drain the node, then reboot",

@@ -13,13 +13,11 @@ LOST = bad("the card does not answer", xids.REPLACE)
 AWAY = unseen("NVML does not answer")
 
 
-def looks(found: Health, *signs: Sign, check: str = "gpu") -> list[str]:
+def looks(found: Health, *signs: Sign, begin: float = 0.0) -> list[str]:
     """What is news of a row of looks, a second apart."""
-    begun = getattr(found, "seconds", 0)
     news = []
     for number, sign in enumerate(signs):
-        news += found.look(float(begun + number), {check: sign})
-    found.seconds = begun + len(signs)  # type: ignore[attr-defined] # for the next row
+        news += found.look(begin + number, {"gpu": sign})
     return news
 
 
@@ -27,7 +25,7 @@ def test_one_bad_look_is_no_fault_and_some_are() -> None:
     found = Health()
     assert looks(found, FINE, LOST, FINE, LOST) == []
     assert found.state == health.HEALTHY
-    assert looks(found, LOST) == ["gpu: the card does not answer; to do: replace"]
+    assert looks(found, LOST, begin=4.0) == ["gpu: the card does not answer; to do: replace"]
     assert found.state == health.UNHEALTHY
     assert found.worst is not None
     assert found.worst.since == 3.0  # the first bad look of that row

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,14 +78,14 @@ class Binding:
             raise NVMLError(self.gpus[index].error)
         return self.gpus[index]
 
-    def nvmlDeviceGetPciInfo(self, gpu: Gpu) -> Any:  # noqa: ANN401
-        return type("Info", (), {"busId": f"0000{gpu.slot}".upper().encode()})
+    def nvmlDeviceGetPciInfo(self, gpu: Gpu) -> SimpleNamespace:
+        return SimpleNamespace(busId=f"0000{gpu.slot}".upper().encode())
 
     def nvmlDeviceGetUUID(self, gpu: Gpu) -> bytes:
         return gpu.uuid.encode()
 
-    def nvmlDeviceGetMemoryInfo(self, _: Gpu) -> Any:  # noqa: ANN401
-        return type("Memory", (), {"used": 448 << 20, "total": 15360 << 20})
+    def nvmlDeviceGetMemoryInfo(self, _: Gpu) -> SimpleNamespace:
+        return SimpleNamespace(used=448 << 20, total=15360 << 20)
 
     def nvmlDeviceGetTemperature(self, gpu: Gpu, _: int) -> int:
         return gpu.temperature
@@ -334,6 +335,15 @@ def test_a_folder_that_came_after_the_sandbox_is_a_reason_to_be_started_anew(
     folder.write_text("")  # there by now, and nothing can be written into it
     watched.looks(1)
     assert watched.monitor.outgrown
+
+
+@pytest.mark.parametrize("gone", ["boottime", "interval", "faults", "gpus", "advice"])
+def test_a_word_of_the_monitors_that_is_not_whole_is_none(watched: Watched, gone: str) -> None:
+    lost(watched)
+    found = watched.looks(BEGINS)
+    del found[gone]
+    watched.node.put(monitor.FILE, json.dumps(found))
+    assert "health" not in look(watched.node)
 
 
 def test_a_monitor_that_is_not_at_work_any_more_is_not_believed(watched: Watched) -> None:

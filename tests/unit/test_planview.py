@@ -10,12 +10,16 @@ import pytest
 from gpuboot import planview
 
 
-def step(name: str, state: str | None = "pending", reason: str = "why", **more: object) -> Any:  # noqa: ANN401
+def step(
+    name: str, state: str | None = "pending", reason: str = "why", **more: object
+) -> dict[str, Any]:
     return {"name": name, "state": state, "reason": reason, "code": None, "hint": None,
             "drift": [], **more}  # fmt: skip
 
 
-def package(name: str, action: str = "install", version: str | None = "1.0", **more: object) -> Any:  # noqa: ANN401
+def package(
+    name: str, action: str = "install", version: str | None = "1.0", **more: object
+) -> dict[str, Any]:
     return {"name": name, "action": action, "version": version, "before": None, "bytes": 2_000_000,
             **more}  # fmt: skip
 

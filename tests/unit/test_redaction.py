@@ -99,7 +99,8 @@ def test_a_private_key_is_masked_also_when_half_of_it_was_cut_off(node: Node, te
 @pytest.mark.parametrize(
     "line",
     [
-        "token-file: /etc/gpuboot/token", "Dec 01 02:37:37 gpu-1 rke2[812]: node gpu-1 is Ready",
+        "token-file: /etc/gpuboot/token", 'password: ""', "token: ''",
+        "Dec 01 02:37:37 gpu-1 rke2[812]: node gpu-1 is Ready",
         "NVRM: Xid (PCI:0000:03:00): 79, pid=1234, name=python3, GPU has fallen off the bus.",
         "0000:03:00.0 3D controller [0302]: NVIDIA Corporation TU104GL [Tesla T4] [10de:1eb8]",
         "automount-service-account-token: false", "inet6 fe80::1/64 scope link",
@@ -110,6 +111,13 @@ def test_a_private_key_is_masked_also_when_half_of_it_was_cut_off(node: Node, te
 )  # fmt: skip
 def test_what_is_no_secret_stays(node: Node, line: str) -> None:
     assert redaction.clean(node.host, line) == line
+
+
+def test_the_token_file_that_rke2s_own_configuration_names_is_known(node: Node) -> None:
+    node.put("/etc/rancher/rke2/config.yaml", "token-file: /secrets/rke2\n", mode=0o600)
+    node.put("/secrets/rke2", "walnut-tower\n", mode=0o600)
+    redaction.learn(node.host)
+    assert redaction.clean(node.host, "said walnut-tower then") == f"said {MASK} then"
 
 
 def test_a_long_line_is_cut_and_a_known_secret_at_the_cut_is_not_halved(node: Node) -> None:

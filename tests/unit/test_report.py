@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tarfile
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
@@ -224,12 +225,16 @@ def test_long_texts_are_kept_from_their_end_and_the_whole_stays_bounded(node: No
     assert "24 MiB" in last.missing
 
 
+def said(content: str, _: Host) -> str:
+    return content
+
+
 def test_a_secret_at_the_seam_of_a_cut_text_is_not_left_half(node: Node) -> None:
     secret = "0123456789abcdef" * 4
     node.put("/etc/rancher/node/password", secret)
     for limit in range(1000, 1100, 7):
         content = "y " * 600 + secret + "\n" + "z" * (limit - 40) + "\n"
-        item = Item("a/x.txt", "x", lambda _, content=content: content, limit=limit)  # type: ignore[misc]
+        item = Item("a/x.txt", "x", partial(said, content), limit=limit)
         text = report.collect(node.host, lambda *_: None, [item]).texts[0]
         assert not re.search(r"[0-9a-f]{8}", text.content)
 
@@ -268,6 +273,14 @@ def test_what_a_name_or_a_reason_holds_is_no_html(node: Node) -> None:
     written = page.html("<name>", found, texts, {})
     assert "<script>" not in written
     assert "&lt;script&gt;alert(1)" in written
+
+
+def test_half_a_character_in_a_text_is_no_fault(node: Node) -> None:
+    node.put("/var/lib/gpuboot/checkpoint.json", '{"host": "\\ud800"}')
+    items = [item for item in evidence.ITEMS if item.name == "gpuboot/checkpoint.json"]
+    bundle = report.collect(node.host, lambda *_: None, items)
+    assert json.loads(bundle.texts[0].content) == {"host": "?"}
+    assert bundle.packed(node.clock.now())
 
 
 def test_each_item_has_a_name_of_its_own_and_a_sentence() -> None:
