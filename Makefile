@@ -19,7 +19,7 @@ REHEARSE := $(VENV)/python -m tests.rehearsal
 # systemd-analyze wants every program and every unit to be there, so gpuboot's own program, which is
 # not installed on a developer's machine, becomes /bin/true, and the drop-in gets RKE2's unit.
 VERIFY_UNITS = units=$$(mktemp -d) && trap 'rm -rf "$$units"' EXIT && \
-	cp -r systemd/*.service systemd/*.path systemd/*.d "$$units" && \
+	cp -r systemd/*.service systemd/*.path systemd/*.timer systemd/*.d "$$units" && \
 	printf '[Service]\nExecStart=/bin/true\n' > "$$units/rke2-agent.service" && \
 	sed -i 's,/usr/bin/gpuboot,/bin/true,' "$$units"/*.service && \
 	SYSTEMD_UNIT_PATH="$$units:" systemd-analyze verify --man=no "$$units"/*.service

@@ -55,6 +55,7 @@ BUSY = Code(
 )
 
 LOCK = "/run/gpuboot/lock"
+MONITOR = "gpuboot-monitor.service"
 LOCK_TRIES = 10  # `gpuboot status` by root asks for the lock too, and has it for an instant
 
 # Seconds until the next try, the last one for ever. Where it heals within a minute we notice at
@@ -143,7 +144,7 @@ def _walk_from_top(host: Host) -> tuple[int, float]:
         with suppress(GpubootError):  # whoever is still at it then: we look at what there is
             aptlock.wait(host)
     progress = Progress(host, record, wanted, road.steps)
-    progress.save()
+    progress.begin()
     outcome = _walk(host, record, wanted, road, progress)
     if outcome.state == "rebooting":
         outcome = _reboot(host, record, wanted, outcome, progress)
@@ -236,6 +237,8 @@ def _conclude(
             record.save(host)
         log.info("%s: %s", outcome.state, outcome.reason)
         progress.end(outcome, None)
+        if outcome.whole:
+            _watch_on(host)
         return _ended(host, EXIT_OK)
     if outcome.state == "rebooting":
         progress.end(outcome, None)
@@ -258,6 +261,15 @@ def _conclude(
     log.error("failed: %s [%s]; next: %s", *why, extra={"code": outcome.code})
     wrong = outcome.code == config.CONFIG_WRONG.id
     return _ended(host, EXIT_CONFIG if wrong else EXIT_FAILED)
+
+
+def _watch_on(host: Host) -> None:
+    """Start the monitor, which finds its proven GPUs in what was just told; masked, it is not."""
+    try:
+        if not systemd.unit(host, MONITOR).live:
+            systemd.start(host, MONITOR)
+    except GpubootError as error:
+        log.info("%s is not started: %s", MONITOR, error.message)
 
 
 def _note(host: Host, record: Checkpoint, ended: str) -> bool:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -50,6 +50,7 @@ class Node:
     taints: tuple[Taint, ...]
     version: str = ""  # the kubelet's, such as v1.35.7+rke2r1
     gpus: int = 0  # that pods can ask for: none before a device plugin runs
+    conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by type
 
     def shown(self, drift: tuple[str, ...], checked: str) -> dict[str, Any]:
         """The `node` of `gpuboot status --json`."""
@@ -176,6 +177,7 @@ def parse_node(content: Mapping[str, Any]) -> Node:
         ),
         version=_text((status.get("nodeInfo") or {}).get("kubeletVersion") or ""),
         gpus=int(gpus[:6]) if gpus.isascii() and gpus.isdigit() else 0,
+        conditions={item["type"]: item for item in conditions},
     )
 
 

@@ -6,8 +6,17 @@ its place on the PCI bus and its UUID, as DCGM's exporter does, so that the two 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuboot.errors import GpubootError
+
+if TYPE_CHECKING:
+    from gpuboot.host import Host
+
+log = logging.getLogger(__name__)
 
 Labels = Mapping[str, object]
 Samples = Iterable[tuple[Labels, float]]
@@ -15,9 +24,39 @@ Samples = Iterable[tuple[Labels, float]]
 STATES = ("idle", "running", "waiting", "rebooting", "ready", "degraded", "failed")
 
 
-def text(health: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """The whole file, from the monitor's document and the one of `gpuboot status --json`."""
-    families = (*_of_the_walk(status), *_of_the_cards(health))
+NO_FOLDER = "there is no folder"
+
+
+@dataclass
+class Textfile:
+    """Where the metrics go. That it cannot be written is told once, and it is tried again."""
+
+    # The sandbox is older than a folder that it could write to: only another start can.
+    outgrown: bool = False
+    _unwritten: str = ""  # why
+
+    def write(self, host: Host, file: str, metrics: str) -> None:
+        """Replace the file; one that cannot be is no error of the node's."""
+        folder, why = file.rpartition("/")[0] or "/", ""
+        if not host.exists(folder):
+            why = f"{NO_FOLDER} {folder}"
+        else:
+            try:
+                host.write(file, metrics)
+            except GpubootError as error:
+                why = error.message
+                self.outgrown = self._unwritten.startswith(NO_FOLDER)
+        if why and why != self._unwritten:
+            log.warning("textfile: %s", why)
+        self._unwritten = why
+
+
+def text(health: Mapping[str, Any] | None, status: Mapping[str, Any]) -> str:
+    """The whole file, from the monitor's document and the one of `gpuboot status --json`.
+
+    Without a monitor, as before a node is ready, it is the walk's part alone.
+    """
+    families = (*_of_the_walk(status), *(_of_the_cards(health) if health else ()))
     return "".join(_family(*family) for family in families)
 
 
@@ -64,12 +103,15 @@ def _of_the_cards(health: Mapping[str, Any]) -> Iterator[Family]:
            [({}, health["expected"])])  # fmt: skip
     yield ("gpuboot_gpus_answering", "gauge", "GPUs that answer NVML now.", [({}, len(cards))])
     yield ("gpuboot_gpu_healthy", "gauge", "1 while nothing is known to be wrong with the GPUs.",
-           [({}, health["state"] != "unhealthy")])  # fmt: skip
+           [({}, health["gpu"]["state"] != "unhealthy")])  # fmt: skip
     yield (
         "gpuboot_fault",
         "gauge",
-        "1 for each thing that is wrong, with what is to be done.",
-        [({"check": one["check"], "action": one["action"]}, 1) for one in health["faults"]],
+        "1 for each thing that is wrong with a GPU or its node, with what is to be done.",
+        [
+            ({"check": one["check"], "about": one["about"], "action": one["action"]}, 1)
+            for one in health["faults"]
+        ],
     )
     yield ("gpuboot_check_blind", "gauge", "1 for each check that cannot see anything.",
            [({"check": check}, 1) for check in health["blind"]])  # fmt: skip
@@ -84,6 +126,12 @@ def _of_the_cards(health: Mapping[str, Any]) -> Iterator[Family]:
         ("gpuboot_gpu_memory_used_bytes", "Memory in use.", "memory_used_mib", 1 << 20),
         ("gpuboot_gpu_memory_bytes", "All of its memory.", "memory_mib", 1 << 20),
         ("gpuboot_gpu_power_watts", "The power that it draws.", "power_w", 1),
+        (
+            "gpuboot_gpu_persistence_mode",
+            "1 while its driver stays initialised without a client.",
+            "persistence",
+            1,
+        ),
     ):
         known = [(labels, one[key] * scale) for labels, one in cards if one[key] is not None]
         yield (name, "gauge", told, known)

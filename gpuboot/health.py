@@ -6,10 +6,10 @@ fine ones; what cannot be seen neither begins nor ends one, and is told as a sta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from gpuboot.xids import ACTIONS, NONE
+from gpuboot.xids import ACTIONS, ADVICE, NONE
 
 HEALTHY, UNHEALTHY, UNKNOWN = "healthy", "unhealthy", "unknown"
 BEGINS = 2  # bad looks in a row that make a fault
@@ -25,14 +25,15 @@ class Sign:
     reason: str = ""
     action: str = NONE
     sure: bool = False
+    hint: str = ""  # what to type, where the action's own advice is not it
 
 
 FINE = Sign("fine")
 
 
-def bad(reason: str, action: str, *, sure: bool = False) -> Sign:
+def bad(reason: str, action: str, *, sure: bool = False, hint: str = "") -> Sign:
     """Something is wrong."""
-    return Sign("bad", reason, action, sure)
+    return Sign("bad", reason, action, sure, hint)
 
 
 def unseen(reason: str) -> Sign:
@@ -48,6 +49,24 @@ class Fault:
     reason: str
     action: str
     since: float
+    hint: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What to do, in words."""
+        return self.hint or ADVICE[self.action]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What some checks come to together. `worst` is there where the state is unhealthy."""
+
+    state: str
+    worst: Fault | None = None
+
+
+def _each(_: str) -> bool:
+    return True
 
 
 @dataclass
@@ -68,18 +87,25 @@ class Health:
     blind: dict[str, str] = field(default_factory=dict)  # checks that see nothing, and why
     _counts: dict[str, _Count] = field(default_factory=dict)
 
-    @property
-    def state(self) -> str:
-        """healthy, unhealthy, or unknown where no fault is known and something is not seen."""
-        if self.faults:
-            return UNHEALTHY
-        return UNKNOWN if self.blind else HEALTHY
+    def verdict(self, among: Callable[[str], bool] = _each) -> Verdict:
+        """unhealthy by a fault; unknown where none is known and something is not seen; healthy.
 
-    @property
-    def worst(self) -> Fault | None:
-        """The fault whose action goes furthest; of several the oldest."""
-        return max(self.faults.values(), default=None,
-                   key=lambda fault: (ACTIONS.index(fault.action), -fault.since))  # fmt: skip
+        The worst fault is the one whose action goes furthest; of several the oldest.
+        """
+        faults = [fault for check, fault in self.faults.items() if among(check)]
+        if not faults:
+            return Verdict(UNKNOWN if any(map(among, self.blind)) else HEALTHY)
+        return Verdict(UNHEALTHY, max(
+            faults, key=lambda fault: (ACTIONS.index(fault.action), -fault.since)))  # fmt: skip
+
+    def resume(self, faults: Collection[Fault], blind: Mapping[str, str]) -> None:
+        """Go on from faults and blindness that were known before; they end as any other."""
+        for fault in faults:
+            self.faults[fault.check] = fault
+            self._counts[fault.check] = _Count(bad=BEGINS, first=fault.since)
+        for check, why in blind.items():
+            self.blind[check] = why
+            self._counts.setdefault(check, _Count()).blind = BLIND
 
     def look(
         self, now: float, signs: Mapping[str, Sign], waiting: Collection[str] = ()
@@ -120,7 +146,7 @@ class Health:
         if known and (known.reason, known.action) == (sign.reason, sign.action):
             return []
         since = known.since if known else count.first
-        self.faults[check] = Fault(check, sign.reason, sign.action, since)
+        self.faults[check] = Fault(check, sign.reason, sign.action, since, sign.hint)
         return [f"{check}: {sign.reason}; to do: {sign.action}"]
 
     def _blind(self, check: str, count: _Count, sign: Sign) -> list[str]:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# NVIDIA's own services, which keep the driver in use for as long as they run. Nobody's work is
-# lost by stopping them; every other process is a stranger's.
+# NVIDIA's own services, which keep the driver in use for as long as they run, and our monitor,
+# which has it at each look. Nobody's work is lost by stopping them; every other process is a
+# stranger's.
 SERVICES = (
+    "gpuboot-monitor.service",
     "nvidia-persistenced.service",
     "nvidia-dcgm.service",
     "dcgm.service",
@@ -57,7 +59,7 @@ def listed(holders: Sequence[Holder]) -> str:
 
 @contextmanager
 def services_stopped(host: Host) -> Iterator[None]:
-    """NVIDIA's services let go of the driver; those that ran are started again."""
+    """NVIDIA's services and our monitor let go of the driver; those that ran are started again."""
     ran = [name for name in SERVICES if systemd.unit(host, name).live]
     for name in ran:
         systemd.stop(host, name)

@@ -17,9 +17,9 @@ class Kmsg:
         """From the oldest record on, for what happened before we looked. Raises OSError."""
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def lines(self) -> list[str]:
-        """The messages that have come since the last time, without their prefixes."""
-        found: list[str] = []
+    def lines(self) -> list[tuple[float, str]]:
+        """What has come since the last time: seconds of this boot, and the message."""
+        found: list[tuple[float, str]] = []
         while True:
             try:
                 record = os.read(self._file, RECORD)
@@ -30,10 +30,15 @@ class Kmsg:
             if not record:
                 return found
             # `priority,sequence,microseconds,flags;text`, then lines of the dictionary.
-            text = record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
-            found.append(text)
+            prefix, _, text = record.decode("utf-8", "replace").partition(";")
+            found.append((_seconds(prefix), text.partition("\n")[0]))
 
     def close(self) -> None:
         """Let go of it."""
         with suppress(OSError):
             os.close(self._file)
+
+
+def _seconds(prefix: str) -> float:
+    when = prefix.split(",")[2:3]
+    return int(when[0]) / 1e6 if when and when[0].isdecimal() else 0.0

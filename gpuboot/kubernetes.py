@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -137,19 +137,8 @@ class NodeJoined:
 
     def _differences(self, host: Host, node: Node, server: str) -> Iterator[tuple[str, Code, str]]:
         """What only an administrator, or a restart after a drain, can change, and how."""
-        for label in map(labels.label, self.config.labels):
-            if node.labels.get(label.key) != label.value:
-                command = f"kubectl label node {node.name} {label}"
-                command += " --overwrite" if label.key in node.labels else ""
-                yield f"label {label} is missing: {command}", DIFFERS, command
-        there = {(taint.key, taint.effect): taint for taint in node.taints}
-        for taint in map(labels.taint, self.config.taints):
-            other = there.get((taint.key, taint.effect))
-            if other != taint:
-                # RKE2 sets taints only when a node registers.
-                command = f"kubectl taint node {node.name} {taint}"
-                command += " --overwrite" if other else ""
-                yield f"taint {taint} is missing: {command}", DIFFERS, command
+        for what, command in lacks(node, self.config.labels, self.config.taints):
+            yield f"{what}: {command}", DIFFERS, command
         yield from self._runtime_differs(host)
         ours, highest = minor(node.version), minor(server)
         if ours and highest and ours > highest:
@@ -269,6 +258,23 @@ class NodeJoined:
         wanted = self.node_name or dropin.setting(host, "node-name")
         with_id = self.with_node_id or dropin.setting(host, "with-node-id") == "true"
         return apiserver.own_name(host, wanted, with_id=with_id)
+
+
+def lacks(node: Node, wanted: Iterable[str], taints: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each wanted label and taint that the Node has not, in words, and the line that sets it."""
+    for label in map(labels.label, wanted):
+        if node.labels.get(label.key) != label.value:
+            overwrite = " --overwrite" if label.key in node.labels else ""
+            command = f"kubectl label node {node.name} {label}{overwrite}"
+            yield f"label {label} is missing", command
+    there = {(taint.key, taint.effect): taint for taint in node.taints}
+    for taint in map(labels.taint, taints):
+        other = there.get((taint.key, taint.effect))
+        if other != taint:
+            # RKE2 sets taints only when a node registers.
+            overwrite = " --overwrite" if other else ""
+            command = f"kubectl taint node {node.name} {taint}{overwrite}"
+            yield f"taint {taint} is missing", command
 
 
 def _unhealthy(host: Host, unit: Unit) -> str | None:

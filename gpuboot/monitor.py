@@ -6,15 +6,16 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpuboot import condition, config, dropin, exposition, nvml, sensors, status, systemd, xids
 from gpuboot.clock import stamp
+from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
-from gpuboot.health import FINE, UNHEALTHY, Health, unseen
+from gpuboot.health import BLIND, FINE, UNHEALTHY, Fault, Health, Verdict, unseen
 from gpuboot.kmsg import Kmsg
-from gpuboot.sensors import Errors, Nvml
+from gpuboot.sensors import QUIET, Errors, Nvml
 
 if TYPE_CHECKING:
     from gpuboot.config import Config
@@ -25,11 +26,8 @@ log = logging.getLogger(__name__)
 
 FILE = "/run/gpuboot/health.json"
 KMSG = "/dev/kmsg"
-# Where Node Feature Discovery looks for features of a host (its source "local").
-FEATURES = "/etc/kubernetes/node-feature-discovery/features.d"
 DRILL = "/run/gpuboot/drill"  # lines of the kernel's, as an operator pretends them
 SCHEMA = 1
-NO_FOLDER = "there is no folder"
 SURROUNDINGS = 4  # looks at the cards for one at what they live on
 
 
@@ -47,20 +45,42 @@ class Monitor:
     ask: Callable[[], Nvml] = ask
     health: Health = field(default_factory=Health)
     errors: Errors = field(default_factory=Errors)
+    textfile: exposition.Textfile = field(default_factory=exposition.Textfile)
     looks: int = 0
+    # This process has a library that was replaced since: systemd has to start us anew.
+    stale: bool = False
     _kmsg: Kmsg | None = None
     _around: frozenset[str] = frozenset()  # the checks that are made at some looks only
-    # The sandbox is older than a folder that it could write to: systemd has to start us anew.
-    outgrown: bool = False
     _announced: dict[str, str] = field(default_factory=dict)
-    _unwritten: str = ""  # why the textfile could not be written, told once
+    _refused: str = ""  # why the configuration as it is now was not taken
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether only another start can go on."""
+        return self.stale or self.textfile.outgrown
+
+    def resume(self) -> None:
+        """Go on from what a monitor before us saw in this boot: a restart is no recovery."""
+        try:
+            found = json.loads(self.host.read(FILE) or "")
+            if found["boot_id"] != status.told(self.host)["boot_id"]:
+                return
+            faults = [
+                Fault(one["check"], one["reason"], one["action"], one["since"], one["advice"])
+                for one in found["faults"]
+            ]
+            self.health.resume(faults, found["blind"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # not there yet, or not ours
 
     def look(self) -> dict[str, Any]:
         """Look once, and write down what there is to know; the document of health.json."""
         standing = status.told(self.host)
         found = self._look(standing)
         self.host.write(FILE, json.dumps(found, ensure_ascii=False) + "\n")
-        self._expose(found, standing)
+        if self.wanted.monitor.textfile:
+            metrics = exposition.text(found, {**standing, "state": found["node"]})
+            self.textfile.write(self.host, self.wanted.monitor.textfile, metrics)
         self._announce(condition.news(found))
         return found
 
@@ -73,10 +93,14 @@ class Monitor:
         signs = {"kernel log": self._read_kernel()}
         signs |= sensors.signs(self.host, standing["gpus"], seen, self.errors)
         if self.looks % SURROUNDINGS == 0:  # a look that was not made is no second one
-            around = self._surroundings()
-            self._around = frozenset(around)
+            if self.looks:
+                self._reread()
+            around = self._surroundings(standing)
+            self._around |= around.keys()
             signs |= around
         self.looks += 1
+        # Not at once: what a library that is being replaced says for a moment is no reason yet.
+        self.stale = self.looks >= BLIND and sensors.stale(self.host, seen)
         for text in self.health.look(self.host.clock.boottime(), signs, self._around):
             log.warning("%s", text)
         return self._document(seen, standing)
@@ -86,25 +110,44 @@ class Monitor:
         if self._kmsg:
             self._kmsg.close()
 
-    def _surroundings(self) -> dict[str, Sign]:
+    def _reread(self) -> None:
+        """Take the configuration as it is now; one that is wrong is told once."""
+        why = ""
+        try:
+            self.wanted = config.load(self.host)
+        except ConfigError as error:
+            why = error.message
+            if why != self._refused:
+                log.warning("the configuration is not taken: %s", why)
+        self._refused = why
+
+    def _surroundings(self, standing: dict[str, Any]) -> dict[str, Sign]:
         try:
             data = dropin.data_dir(self.host, self.wanted.rke2.config.data_dir)
         except GpubootError as error:
             return {"runtime": unseen(error.message)}
-        return sensors.surroundings(self.host, joined=self.wanted.mode != "none", data=data)
+        joins = self.wanted.mode != "none"
+        found = sensors.surroundings(self.host, joined=joins, data=data)
+        if joins:
+            found |= condition.signs(self.host, standing)
+        return found
 
     def _read_kernel(self) -> Sign:
         """Take in what the kernel has said since the last look."""
-        sign, said = FINE, []
+        sign, said, now = FINE, [], self.host.clock.boottime()
         try:
             self._kmsg = self._kmsg or Kmsg(self.host.path(KMSG))
             said = self._kmsg.lines()
         except OSError as error:
             sign = unseen(f"{KMSG}: {error.strerror}")
-        for line in [*said, *self._pretended()]:
-            if event := xids.read(line):
+        fresh = now - QUIET * self.wanted.monitor.interval
+        for when, line in [*said, *((now, line) for line in self._pretended())]:
+            event = xids.read(line)
+            if event is None:
+                continue
+            self.errors.take(event, fresh=when > fresh)
+            if when > fresh:  # the kernel's log begins with the boot, and we may be started late
                 log.warning("Xid %d of %s: %s", event.number, event.pci, event.kind.meaning)
-                self.errors.take(event)
         return sign
 
     def _pretended(self) -> list[str]:
@@ -115,20 +158,19 @@ class Monitor:
         return (text or "").splitlines()
 
     def _document(self, seen: Nvml, standing: dict[str, Any]) -> dict[str, Any]:
-        worst = self.health.worst
+        whole = self.health.verdict()
         now = self.host.clock.now()
         return {
             "schema": SCHEMA,
-            "state": self.health.state,
+            **_told(whole),
+            # The cards by themselves: where a node lacks something else, they can still work.
+            "gpu": _told(self.health.verdict(lambda check: check not in sensors.AROUND)),
             "boot_id": standing["boot_id"],
-            "node": _together(standing["state"], self.health.state),
-            "reason": worst.reason if worst else "",
-            "action": worst.action if worst else xids.NONE,
-            "advice": xids.ADVICE[worst.action] if worst else "",
-            "faults": [asdict(fault) for fault in self.health.faults.values()],
+            "node": _together(standing["state"], whole.state),
+            "faults": [_shown(fault) for fault in self.health.faults.values()],
             "blind": dict(self.health.blind),
             "expected": len(standing["gpus"]),
-            "gpus": [asdict(card) for card in seen.cards],
+            "gpus": [card.shown() for card in seen.cards],
             "xids": [{"pci": place, "xid": number, "count": count}
                      for (place, number), count in self.errors.counts.items()],
             "checked": stamp(now),
@@ -143,35 +185,30 @@ class Monitor:
             return
         self.host.write(condition.FILE, json.dumps(news, ensure_ascii=False) + "\n")
         self._announced = news
-        if self.host.exists(FEATURES):
+        if self.host.exists(condition.FEATURES):
             with suppress(GpubootError):  # the sandbox of a node that got NFD later: the next start
-                self.host.write(f"{FEATURES}/gpuboot", _features(news))
-
-    def _expose(self, found: dict[str, Any], standing: dict[str, Any]) -> None:
-        """Write the textfile. Where it cannot be, that is told once and tried again."""
-        file = self.wanted.monitor.textfile
-        if not file:
-            return
-        folder = file.rpartition("/")[0]
-        try:
-            if not self.host.exists(folder or "/"):
-                why = f"{NO_FOLDER} {folder}"
-            else:
-                told = {**standing, "state": found["node"]}
-                self.host.write(file, exposition.text(found, told))
-                why = ""
-        except GpubootError as error:
-            why = error.message
-            self.outgrown = self._unwritten.startswith(NO_FOLDER)
-        if why and why != self._unwritten:
-            log.warning("textfile: %s", why)
-        self._unwritten = why
+                self.host.write(f"{condition.FEATURES}/gpuboot", condition.features(news))
 
 
-def _features(news: dict[str, str]) -> str:
-    """Labels below feature.node.kubernetes.io, for who schedules by them."""
-    action = news["action"].replace(" ", "-")
-    return f"gpuboot-gpus.state={news['state']}\ngpuboot-gpus.action={action}\n"
+def _told(verdict: Verdict) -> dict[str, str]:
+    worst = verdict.worst
+    return {
+        "state": verdict.state,
+        "reason": worst.reason if worst else "",
+        "action": worst.action if worst else xids.NONE,
+        "advice": worst.advice if worst else "",
+    }
+
+
+def _shown(fault: Fault) -> dict[str, Any]:
+    return {
+        "check": fault.check,
+        "about": "node" if fault.check in sensors.AROUND else "gpu",
+        "reason": fault.reason,
+        "action": fault.action,
+        "advice": fault.advice,
+        "since": fault.since,
+    }
 
 
 def _together(standing: str, health: str) -> str:
@@ -182,14 +219,20 @@ def _together(standing: str, health: str) -> str:
 def run(host: Host) -> None:
     """Look until Stopped is raised, or until systemd has to start us anew. Raises ConfigError."""
     monitor = Monitor(host, config.load(host))
+    monitor.resume()
     systemd.notify("READY=1")
+    unwritten = ""
     try:
         while not monitor.outgrown:
-            found = {}
-            with suppress(GpubootError):  # a full /run: the next look may be told again
+            try:
                 found = monitor.look()
-            systemd.notify(f"WATCHDOG=1\nSTATUS={found.get('state', 'cannot write')}"
-                           f" {found.get('reason', '')}"[:400])  # fmt: skip
+                told, unwritten = f"{found['state']} {found['reason']}", ""
+            except GpubootError as error:  # a full /run: the next look may be told again
+                told = error.message
+                if told != unwritten:
+                    log.warning("what was seen cannot be told: %s", told)
+                unwritten = told
+            systemd.notify(f"WATCHDOG=1\nSTATUS={told}"[:400])
             host.sleep(monitor.wanted.monitor.interval)
     finally:
         monitor.close()

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import __version__, boots, status
+from gpuboot import __version__, boots, exposition, status
 from gpuboot.checkpoint import Effort
 from gpuboot.clock import stamp
 from gpuboot.errors import GpubootError
@@ -43,6 +43,11 @@ class Progress:
         self._shows: dict[str, Any] = {}
         self._head: dict[str, Any] = {"state": "running", "step": None, "reason": "looking"}
 
+    def begin(self) -> None:
+        """The walk begins. Raises GB012, Stopped."""
+        self.save()
+        self._expose()
+
     def watch(self, step: Step, state: str, reason: str) -> None:
         """The engine's news: one step has a new state."""
         self._steps[step.name].update(state=state, reason=reason)
@@ -73,10 +78,20 @@ class Progress:
             "next_attempt": next_attempt,
         }
         self.save()
+        self._expose()
 
     def save(self) -> None:
         """Write it, secrets masked. Raises GB012, Stopped."""
         self._host.write(FILE, _written(self._host, self.document()))
+
+    def _expose(self) -> None:
+        """The metrics of a node that no monitor watches yet: a walk that is stuck is to be seen."""
+        file = self._config.monitor.textfile if self._config else None
+        if file is None or status.last_look(self._host, self._record.boot_id):
+            return
+        if self._host.exists(file.rpartition("/")[0] or "/"):
+            with suppress(GpubootError):
+                self._host.write(file, exposition.text(None, self.document()))
 
     def document(self) -> dict[str, Any]:
         """The content: `gpuboot status --json` without what only looking can tell."""

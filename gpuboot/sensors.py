@@ -7,10 +7,10 @@ keep it from being reset, and one that keeps the library would not see that it w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import containerd, kernel, nvml, pci, rke2, xids
+from gpuboot import aptlog, containerd, kernel, nvml, pci, rke2, xids
 from gpuboot.health import FINE, Sign, bad, unseen
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ MODULE = "/sys/module/nvidia/version"
 SLOWED = {0x08: "hardware slowdown", 0x20: "software thermal slowdown",
           0x40: "hardware thermal slowdown", 0x80: "power brake"}  # fmt: skip
 UNCORRECTED, VOLATILE = 1, 0  # ECC errors since the last reset
+# The checks of what the GPUs live on; every other one is about the GPUs themselves.
+AROUND = ("next kernel", "rke2-agent", "runtime", "node")
+LOOK_AT_AGENT = "journalctl -u rke2-agent -n 50"
+RESTART = "systemctl restart rke2-agent (drain the node first)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Card:
     slowed: tuple[str, ...] = ()
     ecc_uncorrected: int | None = None
     pages_pending: bool = False
+    persistence: bool | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """As health.json has it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ def _card(binding: Any, handle: Any) -> Card:  # noqa: ANN401
 
     memory = maybe("nvmlDeviceGetMemoryInfo")
     power = maybe("nvmlDeviceGetPowerUsage")
+    persistence = maybe("nvmlDeviceGetPersistenceMode")
     reasons = maybe("nvmlDeviceGetCurrentClocksEventReasons")  # so called since NVML 12.2
     if reasons is None:
         reasons = maybe("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
@@ -97,6 +107,7 @@ def _card(binding: Any, handle: Any) -> Card:  # noqa: ANN401
         slowed=tuple(word for bit, word in SLOWED.items() if reasons & bit),
         ecc_uncorrected=maybe("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE),
         pages_pending=bool(maybe("nvmlDeviceGetRetiredPagesPendingStatus")),
+        persistence=None if persistence is None else bool(persistence),
     )
 
 
@@ -108,10 +119,12 @@ class Errors:
     _last: dict[str, Event] = field(default_factory=dict)
     _age: dict[str, int] = field(default_factory=dict)  # looks since then
 
-    def take(self, event: Event) -> None:
-        """One more error."""
+    def take(self, event: Event, *, fresh: bool = True) -> None:
+        """One more error; one that is not fresh is counted, and asks for nothing any more."""
         key = (event.pci, event.number)
         self.counts[key] = self.counts.get(key, 0) + 1
+        if not fresh:
+            return
         if event.action != xids.NONE:
             self._last[event.pci], self._age[event.pci] = event, 0
         elif event.number == xids.RECOVERY:  # the driver wants nothing any more
@@ -154,12 +167,25 @@ def _driver(host: Host, seen: Nvml) -> Sign:
     loaded, installed = (host.read(MODULE) or "").strip(), nvml.library(host)
     if seen.error == NOT_LOADED or not loaded:
         return bad("the nvidia module is not loaded", xids.REBOOT)
-    if seen.error == MISMATCH or (installed and installed != loaded):
-        told = f"module {loaded} and library {installed or 'unknown'} differ"
-        return bad(told, xids.DRAIN)
+    if installed and installed != loaded:
+        changed = aptlog.last_change(host, _of_the_driver)
+        told = f"module {loaded} and library {installed} differ"
+        return bad(f"{told}; {changed}" if changed else told, xids.DRAIN)
+    if seen.error == MISMATCH and not installed:
+        return bad(f"NVML is of another version than the module {loaded}", xids.DRAIN)
     if seen.error == NO_LIBRARY:
-        return bad("NVML's library is not there", xids.NONE)
+        return bad("NVML's library is not there", xids.NONE, hint="gpuboot run")
     return unseen(f"NVML: {seen.text}") if seen.error else FINE
+
+
+def _of_the_driver(package: str) -> bool:
+    return "nvidia" in package and "container" not in package
+
+
+def stale(host: Host, seen: Nvml) -> bool:
+    """Whether this process has kept an NVML that was replaced, and whose files fit by now."""
+    loaded = (host.read(MODULE) or "").strip()
+    return seen.error == MISMATCH and nvml.library(host) == loaded
 
 
 def _answers(host: Host, gpu: Mapping[str, Any], card: Card | None, seen: Nvml) -> Sign:
@@ -199,13 +225,11 @@ def surroundings(host: Host, *, joined: bool, data: str) -> dict[str, Sign]:
     found = {"next kernel": FINE}
     if next(kernel.module_files(host, release), None) is None:
         told = f"kernel {release}, {by}, boots next and has no NVIDIA module"
-        found["next kernel"] = bad(told, xids.NONE)
+        found["next kernel"] = bad(told, xids.NONE, hint="gpuboot run")
     if joined:
         active = host.run(["systemctl", "is-active", rke2.AGENT]).out.strip()
-        found["rke2-agent"] = (
-            FINE if active == "active" else bad(f"rke2-agent is {active or 'not there'}", xids.NONE)
-        )
-        runtimes = containerd.runtimes(host, data)
-        found["runtime"] = FINE if "nvidia" in runtimes else bad(
-            "containerd does not know the nvidia runtime", xids.NONE)  # fmt: skip
+        found["rke2-agent"] = FINE if active == "active" else bad(
+            f"rke2-agent is {active or 'not there'}", xids.NONE, hint=LOOK_AT_AGENT)  # fmt: skip
+        found["runtime"] = FINE if "nvidia" in containerd.runtimes(host, data) else bad(
+            "containerd does not know the nvidia runtime", xids.NONE, hint=RESTART)  # fmt: skip
     return found

@@ -70,7 +70,7 @@ def look(host: Host) -> dict[str, Any]:
     """The document of `gpuboot status --json`; only reads, and needs no privilege."""
     boot_id = (host.read(BOOT_ID) or "").strip()
     found = _json(host, PROGRESS)
-    health = _health(host, boot_id)
+    health = last_look(host, boot_id)
     # Asked while the rest is looked at, where no monitor has the answer.
     gauges = None if health else _gauges(host, found, boot_id)
     enabled = host.exists(ENABLED)
@@ -110,7 +110,7 @@ def told(host: Host) -> dict[str, Any]:
     return {**found, "boot_id": boot_id}
 
 
-def _health(host: Host, boot_id: str) -> dict[str, Any] | None:
+def last_look(host: Host, boot_id: str) -> dict[str, Any] | None:
     """What the monitor said last, if it is at work: it has looked a few intervals ago at most."""
     found = _json(host, HEALTH)
     if found is None or found.get("boot_id") != boot_id or not found.keys() >= MONITORED:

@@ -6,10 +6,12 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from tests import cold
+from tests import cold, day
 from tests.rehearsal import node, runs
 from tests.rehearsal.report import RigError, say
 
@@ -48,6 +50,38 @@ mkdir -p $folder
 printf '[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --timeout=5\n' \
     > $folder/short.conf
 """
+# Runs in the node: the monitor looks once a second for a while; what that costs, and what it says.
+WATCH = """
+import glob, json, os, subprocess, sys, time
+seconds = int(sys.argv[1])
+def say(*argv):
+    return subprocess.run(argv, capture_output=True, text=True).stdout
+def show(name):
+    return int(say("systemctl", "show", "--value", "--property=" + name, "gpuboot-monitor"))
+def resident():
+    lines = open("/proc/%d/status" % show("MainPID")).read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+def size():
+    return sum(os.path.getsize(name) for name in glob.glob("/run/gpuboot/*"))
+def words():
+    return say("journalctl", "-u", "gpuboot-condition", "-o", "cat").count("GPUHealthy=True: ")
+with open("/etc/gpuboot/config.d/bench.yaml", "w") as file:
+    file.write("monitor: {interval: 1s}\\n")
+os.chmod("/etc/gpuboot/config.d/bench.yaml", 0o600)
+subprocess.run(["systemctl", "restart", "gpuboot-monitor"])
+time.sleep(10)
+cpu, files, told = show("CPUUsageNSec"), size(), words()
+begun = time.monotonic()
+time.sleep(seconds)
+spent = (show("CPUUsageNSec") - cpu) / 1e9 / (time.monotonic() - begun)
+late = resident()
+os.remove("/etc/gpuboot/config.d/bench.yaml")
+subprocess.run(["systemctl", "restart", "gpuboot-monitor"])
+print(json.dumps([late, spent, size() - files, words() - told]))
+"""
+WATCHED = 60  # seconds, each with a look
+INTERVAL = 15  # seconds between two looks, where nothing else is configured
+RESIDENT_GOAL, CORE_GOAL = 30, 0.1  # MiB, and percent of one core
 GATE_GOAL = 1.5  # seconds
 BOOT = 120.0  # seconds until a rebooted node must have opened its gate
 
@@ -79,6 +113,7 @@ def _converged() -> int:
         if leader is None:
             raise RigError("the node that was to be measured is gone")
         found = [measured(leader, ratio) for ratio in RATIOS]
+        found.append(monitored(leader))
         leader, within = gate_opened(leader, "with its network")
         found.append(within)
         subprocess.run([*node.enter(leader), "sh", "-ec", UNPLUG], check=True)
@@ -101,6 +136,29 @@ def measured(leader: int, ratio: Ratio) -> bool:
         f" ({'reached' if share <= ratio.goal else 'MISSED'}; medians of {ROUNDS})"
     )
     return share <= ratio.goal
+
+
+def monitored(leader: int) -> bool:
+    """Print what the monitor costs and leaves behind; whether that is within its goals."""
+    argv = [*node.enter(leader), "python3", "-c", WATCH, str(WATCHED)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    resident, spent, files, words = json.loads(done.stdout)
+    mib, percent = resident / 1024, 100 * spent / INTERVAL
+    within: bool = mib <= RESIDENT_GOAL and percent <= CORE_GOAL
+    say(
+        f"gpuboot-monitor: {mib:.1f} MiB resident, goal at most {RESIDENT_GOAL}; a look every"
+        f" {INTERVAL} s takes {percent:.3f} % of one core, goal at most {CORE_GOAL}"
+        f" ({'reached' if within else 'MISSED'}; {WATCHED} looks); files grown by {files} bytes,"
+        f" {words} words to the API server"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        found = day.measured(Path(folder))
+    say(
+        f"a day of looks, compressed, with {day.LOSSES} losses of a card: resident memory grown by"
+        f" {found.grown_kib} KiB, files by {found.files_grown} bytes; {found.words} words to the"
+        " API server"
+    )
+    return within
 
 
 def gate_opened(leader: int, how: str) -> tuple[int, bool]:

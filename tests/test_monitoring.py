@@ -23,8 +23,9 @@ STATUS = {
 HEALTH = {
     "expected": 2, "state": "unhealthy", "timestamp": 1796096670.905,
     "gpus": [{"pci": "0000:03:00.0", "uuid": "GPU-1", "temperature_c": 37, "memory_used_mib": 448,
-              "memory_mib": 15360, "power_w": 9.3}],
-    "faults": [{"check": 'a "quoted"\nreason', "action": "drain and reboot"}],
+              "memory_mib": 15360, "power_w": 9.3, "persistence": True}],
+    "faults": [{"check": 'a "quoted"\nreason', "about": "gpu", "action": "drain and reboot"}],
+    "gpu": {"state": "unhealthy"},
     "blind": {"kernel log": "x"}, "xids": [{"pci": "0000:03:00", "xid": 79, "count": 1}],
 }  # fmt: skip
 METRIC = re.compile(r"\bgpuboot_\w+")
@@ -61,8 +62,12 @@ def test_the_textfile_is_as_prometheus_wants_it(promtool: Path) -> None:
     assert run(promtool, "check", "metrics", given=written()) == ""
 
 
+def test_so_is_what_is_written_before_there_is_a_monitor(promtool: Path) -> None:
+    assert run(promtool, "check", "metrics", given=exposition.text(None, STATUS)) == ""
+
+
 def test_the_rules_are_well_formed_and_do_what_they_say(promtool: Path) -> None:
-    assert "9 rules found" in run(promtool, "check", "rules", "rules.yaml")
+    assert "11 rules found" in run(promtool, "check", "rules", "rules.yaml")
     assert "SUCCESS" in run(promtool, "test", "rules", "rules-test.yaml")
 
 

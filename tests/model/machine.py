@@ -85,6 +85,7 @@ class Machine:
     told: str = ""  # the last of them
     commands: list[str] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
+    masked: str = ""  # a unit that is not to be started
     fuse: Fuse = field(default_factory=Fuse)
     disk: Disk = field(default_factory=Disk)
     scraps: Sequence[Scrap] = HALF
@@ -413,6 +414,12 @@ class Machine:
                 self.disk.write(str(link))
                 link.symlink_to(f"/usr/lib/systemd/system/{unit}")
                 self.changed(str(link))
+        elif verb == "start" and unit == self.masked:
+            return Result(1, err=f"Failed to start {unit}: Unit {unit} is masked.")
+        elif verb == "start" and unit == "gpuboot-monitor.service":
+            self.active.add(unit)
+        elif verb == "stop":
+            self.active.discard(unit)
         elif verb == "start" and unit == "rke2-agent.service":
             self._start_agent(by_hand=True)
         elif verb == "restart" and unit == "nvidia-cdi-refresh.service":

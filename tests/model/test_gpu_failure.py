@@ -38,6 +38,7 @@ def test_without_a_card_the_node_joins_bare_after_its_time(folder: Path) -> None
     assert machine.cluster.node["spec"]["taints"] == []
     found = status.look(machine.host())
     assert (found["state"], found["code"]) == ("degraded", "GB110")
+    assert agent.MONITOR not in machine.active  # there is nothing that it could watch
 
 
 def test_by_default_a_node_without_a_card_stays_out(folder: Path) -> None:
@@ -60,6 +61,7 @@ def test_a_card_that_comes_later_brings_its_labels_and_tells_of_the_taint(folder
     found = status.look(machine.host())
     assert found["state"] == "degraded"
     assert "kubectl taint node gpu-1" in found["drift"][0]
+    assert agent.MONITOR in machine.active
 
 
 @pytest.mark.parametrize("again", [False, True])

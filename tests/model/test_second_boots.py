@@ -21,6 +21,7 @@ from tests.model.machine import DISRUPTIVE, Machine
 
 RECORD = "/var/lib/gpuboot/checkpoint.json"
 GATE = "/run/gpuboot/ready"
+TEXTFILE = "/var/lib/node_exporter/gpuboot.prom"
 
 
 def walk(host: ModelHost) -> tuple[int, dict[str, Any]]:
@@ -89,6 +90,47 @@ def test_a_ready_node_that_loses_its_card_stays_out_until_it_is_back(folder: Pat
     assert (result, found["state"]) == (0, "ready")
 
 
+# -- the monitor
+
+
+def test_a_monitor_that_is_masked_keeps_no_node_from_being_ready(folder: Path) -> None:
+    machine = prepare(folder, fresh)
+    machine.masked = agent.MONITOR
+    machine.boot()
+    result, found = walk(machine.host())
+    assert (result, found["state"]) == (0, "ready")
+    assert agent.MONITOR not in machine.active
+
+
+def test_the_monitor_is_started_in_every_boot_and_only_when_the_node_is_ready(folder: Path) -> None:
+    machine = uncut(folder, fresh)
+    assert agent.MONITOR in machine.active
+    machine.boot()
+    assert agent.MONITOR not in machine.active
+    machine.gpu = False
+    walk(machine.host())
+    assert agent.MONITOR not in machine.active
+    machine.gpu = True
+    walk(machine.host())
+    assert agent.MONITOR in machine.active
+
+
+def test_a_walk_that_waits_is_seen_in_the_metrics_before_there_is_a_monitor(folder: Path) -> None:
+    machine = prepare(folder, fresh)
+    configure(machine, CONFIG + f"monitor: {{textfile: {TEXTFILE}}}\n")
+    machine.gpu = False
+    machine.boot()
+    walk(machine.host())
+    assert not machine.path(TEXTFILE).exists()  # nor is a folder made for it
+    machine.path(TEXTFILE).parent.mkdir(parents=True)
+    walk(machine.host())
+    assert 'gpuboot_state{state="waiting"} 1' in machine.text(TEXTFILE)
+    machine.gpu = True
+    walk(machine.host())
+    assert 'gpuboot_state{state="ready"} 1' in machine.text(TEXTFILE)
+    assert "gpuboot_step_duration_seconds" in machine.text(TEXTFILE)
+
+
 # -- a live node
 
 
@@ -111,6 +153,7 @@ def test_a_configuration_changed_on_a_live_node_is_drift(
     assert found["drift"][0].startswith(drift)
     assert not [line for line in machine.commands if DISRUPTIVE.match(line)]
     assert "rke2-agent.service" in machine.active
+    assert agent.MONITOR in machine.active
     changed = {name for name, content in machine.persistent().items() if before[name] != content}
     # What rke2-agent will read at its next start is no harm to the one that runs.
     assert changed <= {"etc/gpuboot/config.yaml", "etc/rancher/rke2/config.yaml.d/60-gpuboot.yaml"}

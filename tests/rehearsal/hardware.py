@@ -85,6 +85,8 @@ def install_programs(tree: Path) -> None:
             wants.symlink_to(f"../{name}")
     _drop_in(tree, "systemd-modules-load.service",
              (STANDINS / "hardware/modules-load.conf").read_text())  # fmt: skip
+    _drop_in(tree, "gpuboot-monitor.service",
+             (STANDINS / "hardware/monitor.conf").read_text())  # fmt: skip
 
 
 def stand_in_front(tree: Path, built: Path, files: Iterable[Path]) -> None:

@@ -9,8 +9,8 @@ from tests.unit.node import ABSENT, KERNEL, SLOT, Node
 
 DRIVER = "535.309.01"
 OLD = "525.147.05"
-SERVICES = ("nvidia-persistenced", "nvidia-dcgm", "dcgm", "dcgm-exporter", "nvidia-fabricmanager",
-            "nvidia-powerd")  # fmt: skip
+SERVICES = ("gpuboot-monitor", "nvidia-persistenced", "nvidia-dcgm", "dcgm", "dcgm-exporter",
+            "nvidia-fabricmanager", "nvidia-powerd")  # fmt: skip
 # Which module each stands on; a module with users cannot be unloaded (init_module(2)).
 NEEDS = {"nvidia_uvm": "nvidia", "nvidia_modeset": "nvidia", "nvidia_drm": "nvidia_modeset",
          "nvidia_peermem": "nvidia",

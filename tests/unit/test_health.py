@@ -24,11 +24,11 @@ def looks(found: Health, *signs: Sign, begin: float = 0.0) -> list[str]:
 def test_one_bad_look_is_no_fault_and_some_are() -> None:
     found = Health()
     assert looks(found, FINE, LOST, FINE, LOST) == []
-    assert found.state == health.HEALTHY
+    assert found.verdict().state == health.HEALTHY
     assert looks(found, LOST, begin=4.0) == ["gpu: the card does not answer; to do: replace"]
-    assert found.state == health.UNHEALTHY
-    assert found.worst is not None
-    assert found.worst.since == 3.0  # the first bad look of that row
+    assert found.verdict().state == health.UNHEALTHY
+    assert (worst := found.verdict().worst)
+    assert worst.since == 3.0  # the first bad look of that row
 
 
 def test_what_is_sure_is_a_fault_at_once() -> None:
@@ -40,27 +40,27 @@ def test_a_fault_ends_after_some_fine_looks_and_not_after_one() -> None:
     found = Health()
     looks(found, *[LOST] * BEGINS)
     assert looks(found, *[FINE] * (ENDS - 1), LOST, *[FINE] * (ENDS - 1)) == []
-    assert found.state == health.UNHEALTHY
+    assert found.verdict().state == health.UNHEALTHY
     assert looks(found, FINE) == ["gpu: over: the card does not answer"]
-    assert found.state == health.HEALTHY
+    assert found.verdict().state == health.HEALTHY
 
 
 def test_what_cannot_be_seen_neither_begins_nor_ends_a_fault() -> None:
     found = Health()
     assert looks(found, *[AWAY] * (BLIND - 1)) == []
     assert looks(found, AWAY, AWAY) == ["gpu: cannot be seen: NVML does not answer"]
-    assert found.state == health.UNKNOWN
+    assert found.verdict().state == health.UNKNOWN
     assert looks(found, FINE) == ["gpu: seen again"]
     looks(found, *[LOST] * BEGINS)
     looks(found, *[AWAY] * 50)
-    assert found.state == health.UNHEALTHY
+    assert found.verdict().state == health.UNHEALTHY
     assert looks(found, *[FINE] * ENDS)[-1] == "gpu: over: the card does not answer"
 
 
 def test_blindness_between_bad_looks_does_not_start_the_count_anew() -> None:
     found = Health()
     looks(found, LOST, AWAY, LOST)
-    assert found.state == health.UNHEALTHY
+    assert found.verdict().state == health.UNHEALTHY
 
 
 def test_a_fault_that_gets_worse_is_told_and_keeps_its_beginning() -> None:
@@ -75,15 +75,15 @@ def test_the_worst_fault_is_the_one_that_asks_for_most() -> None:
     signs = {"a": bad("x", xids.RESET, sure=True), "b": bad("y", xids.REPLACE, sure=True),
              "c": bad("z", xids.NONE, sure=True)}  # fmt: skip
     found.look(0.0, signs)
-    assert found.worst is not None
-    assert found.worst.check == "b"
+    assert (worst := found.verdict().worst)
+    assert worst.check == "b"
 
 
 def test_a_check_that_is_gone_takes_its_fault_along() -> None:
     found = Health()
     looks(found, *[LOST] * BEGINS)
     assert found.look(9.0, {}) == ["gpu: over"]
-    assert found.state == health.HEALTHY
+    assert found.verdict().state == health.HEALTHY
 
 
 def test_a_check_that_waits_for_its_turn_is_neither_forgotten_nor_counted() -> None:
@@ -91,7 +91,7 @@ def test_a_check_that_waits_for_its_turn_is_neither_forgotten_nor_counted() -> N
     found.look(0.0, {"gpu": LOST}, ["gpu"])
     for second in range(1, 10):
         assert found.look(float(second), {}, ["gpu"]) == []
-    assert found.state == health.HEALTHY
+    assert found.verdict().state == health.HEALTHY
     assert found.look(10.0, {"gpu": LOST}, ["gpu"]) != []
 
 

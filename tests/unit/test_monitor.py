@@ -4,146 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from gpuboot import condition, kmsg, monitor, sensors, status, xids
-from gpuboot.config import Config, Rke2
-from gpuboot.config import Monitor as Settings
-from gpuboot.engine import Outcome
+from gpuboot import aptlog, condition, kmsg, monitor, sensors, status, xids
 from gpuboot.health import BEGINS, BLIND, ENDS
-from gpuboot.monitor import Monitor
 from gpuboot.sensors import QUIET
+from tests import day
 from tests.unit.node import Node
-from tests.unit.test_status import DRIVER, NODE, booted, look, walk
+from tests.unit.test_status import booted, look
+from tests.unit.watched import CONFIG, FIRST, GPUS, LIBRARY, SECOND, TEXTFILE, Gpu, Watched, watch
 
 __all__ = ["booted"]  # a fixture
-
-FIRST, SECOND = "0000:03:00.0", "0000:0b:00.0"
-GPUS = [{"pci": FIRST, "uuid": "GPU-1", "memory_mib": 15360}]
-TEXTFILE = "/var/lib/prometheus/node-exporter/gpuboot.prom"
-LIBRARY = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so"
-
-
-class NVMLError(Exception):
-    """As pynvml's: its number is `value`."""
-
-    def __init__(self, value: int) -> None:
-        super().__init__(f"NVML error {value}")
-        self.value = value
-
-
-@dataclass
-class Gpu:
-    """A card as NVML sees it."""
-
-    slot: str
-    uuid: str
-    temperature: int = 37
-    slowed: int = 0
-    uncorrected: int = 0
-    pending: int = 0
-    error: int = 0
-
-
-@dataclass
-class Binding:
-    """The part of pynvml that the monitor asks; what a test does to it happens to the cards."""
-
-    gpus: list[Gpu]
-    error: int = 0
-    open: int = 0  # initialisations without an end
-    NVMLError: type[Exception] = field(default=NVMLError)
-
-    def nvmlInit(self) -> None:
-        if self.error:
-            raise NVMLError(self.error)
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.gpus)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:
-        if self.gpus[index].error:
-            raise NVMLError(self.gpus[index].error)
-        return self.gpus[index]
-
-    def nvmlDeviceGetPciInfo(self, gpu: Gpu) -> SimpleNamespace:
-        return SimpleNamespace(busId=f"0000{gpu.slot}".upper().encode())
-
-    def nvmlDeviceGetUUID(self, gpu: Gpu) -> bytes:
-        return gpu.uuid.encode()
-
-    def nvmlDeviceGetMemoryInfo(self, _: Gpu) -> SimpleNamespace:
-        return SimpleNamespace(used=448 << 20, total=15360 << 20)
-
-    def nvmlDeviceGetTemperature(self, gpu: Gpu, _: int) -> int:
-        return gpu.temperature
-
-    def nvmlDeviceGetPowerUsage(self, _: Gpu) -> int:
-        raise NVMLError(3)  # not supported
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, gpu: Gpu) -> int:
-        return gpu.slowed
-
-    def nvmlDeviceGetTotalEccErrors(self, gpu: Gpu, _: int, __: int) -> int:
-        return gpu.uncorrected
-
-    def nvmlDeviceGetRetiredPagesPendingStatus(self, gpu: Gpu) -> int:
-        return gpu.pending
-
-
-@dataclass
-class Watched:
-    """A node that is ready, its cards, and the monitor that looks at them."""
-
-    node: Node
-    nvml: Binding
-    monitor: Monitor
-
-    def looks(self, count: int) -> dict[str, Any]:
-        """The last document of so many looks."""
-        found: dict[str, Any] = {}
-        for _ in range(count):
-            self.node.clock.sleep(15)
-            found = self.monitor.look()
-        assert self.nvml.open == 0  # nothing is held between two looks
-        return found
-
-    def drill(self, line: str) -> None:
-        self.node.put(monitor.DRILL, line + "\n")
-
-    def metrics(self) -> str:
-        return self.node.text(TEXTFILE) or ""
 
 
 @pytest.fixture
 def watched(booted: Node, tmp_path: Path) -> Watched:
     return watch(booted, GPUS)
-
-
-def watch(node: Node, gpus: list[dict[str, Any]]) -> Watched:
-    shows = {"gpus": gpus, "driver": DRIVER, "node": NODE}
-    walk(node).end(Outcome("ready", None, "every step holds", shows=shows), None)
-    node.link(f"{LIBRARY}.1", "libnvidia-ml.so.535")
-    node.put("/sys/module/nvidia/version", "535\n")
-    for gpu in gpus:
-        node.put(f"/sys/bus/pci/devices/{gpu['pci']}/vendor", "0x10de\n")
-    node.put("/dev/kmsg")
-    node.put(f"{TEXTFILE}.other")
-    binding = Binding([Gpu(gpu["pci"], gpu["uuid"]) for gpu in gpus])
-    config = Config(rke2=Rke2(join="none"), monitor=Settings(textfile=TEXTFILE))
-    return Watched(node, binding, Monitor(node.host, config, lambda: sensors.ask(binding)))
 
 
 def test_a_healthy_node_stays_so_and_shows_its_readings(watched: Watched) -> None:
@@ -227,7 +106,13 @@ def the_same_card(watched: Watched) -> None:
         (hot, cool, f"clocks {FIRST}", xids.NONE, "slowed down: hardware thermal"),
         (set_memory(1, 0), set_memory(0, 0), f"memory {FIRST}", xids.DRAIN, "1 errors of memory"),
         (set_memory(0, 1), set_memory(0, 0), f"memory {FIRST}", xids.RESET, "wait for a reset"),
-        (set_library("580.1"), set_library("535"), "driver", xids.DRAIN, "535 and library 580.1"),
+        (
+            set_library("580.1"),
+            set_library("535.309.01"),
+            "driver",
+            xids.DRAIN,
+            "535.309.01 and library 580.1",
+        ),
         (unloaded, loaded, "driver", xids.REBOOT, "module is not loaded"),
     ],
 )
@@ -241,7 +126,8 @@ def test_what_is_wrong_becomes_a_fault_and_ends_with_it(
     fault = next(one for one in found["faults"] if one["check"] == check)
     assert fault["action"] == action
     assert why in fault["reason"]
-    assert f'gpuboot_fault{{check="{check}",action="{action}"}} 1' in watched.metrics()
+    labels = f'check="{check}",about="gpu",action="{action}"'
+    assert f"gpuboot_fault{{{labels}}} 1" in watched.metrics()
     assert "gpuboot_gpu_healthy 0" in watched.metrics()
     seen = look(watched.node)
     assert (seen["state"], seen["code"]) == ("degraded", status.FAULT.id)
@@ -396,10 +282,135 @@ def test_the_kernels_records_are_read_as_they_come(tmp_path: Path) -> None:
     found = kmsg.Kmsg(tmp_path / "kmsg")
     assert found.lines() == []
     os.write(writer, b"3,1234,567890,-;NVRM: Xid (PCI:0000:03:00): 79, x\n SUBSYSTEM=pci\n")
-    assert found.lines() == ["NVRM: Xid (PCI:0000:03:00): 79, x"]
+    assert found.lines() == [(0.56789, "NVRM: Xid (PCI:0000:03:00): 79, x")]
     assert found.lines() == []
+    os.write(writer, b"no prefix\n")
+    assert found.lines() == [(0.0, "")]
     found.close()
     os.close(writer)
+
+
+def test_a_monitor_that_is_started_anew_goes_on_from_what_was_known(watched: Watched) -> None:
+    lost(watched)
+    watched.looks(BEGINS)
+    told = watched.node.text(condition.FILE)
+    watched.restart()
+    assert watched.looks(1)["state"] == "unhealthy"
+    assert watched.node.text(condition.FILE) == told
+    found_again(watched)
+    assert watched.looks(ENDS - 1)["state"] == "unhealthy"
+    watched.restart()
+    assert watched.looks(ENDS)["state"] == "healthy"
+
+
+def test_what_was_not_seen_before_a_restart_is_not_seen_after_it(watched: Watched) -> None:
+    watched.nvml.error = 999
+    watched.looks(BLIND)
+    watched.restart()
+    assert watched.looks(1)["state"] == "unknown"
+    watched.nvml.error = 0
+    assert watched.looks(1)["state"] == "healthy"
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"boot_id": 1}', '{"faults": 3}'])
+def test_what_an_earlier_monitor_has_left_damaged_is_not_taken(watched: Watched, left: str) -> None:
+    watched.node.put(monitor.FILE, left)
+    watched.restart()
+    assert watched.looks(1)["state"] == "healthy"
+
+
+def test_what_the_monitor_of_another_boot_has_left_is_not_taken(watched: Watched) -> None:
+    lost(watched)
+    found = {**watched.looks(BEGINS), "boot_id": "another"}
+    watched.node.put(monitor.FILE, json.dumps(found))
+    found_again(watched)
+    watched.restart()
+    assert watched.looks(1)["state"] == "healthy"
+
+
+def test_an_error_of_hours_ago_is_counted_and_no_fault(watched: Watched) -> None:
+    (watched.node.root / "dev/kmsg").unlink()
+    os.mkfifo(watched.node.root / "dev/kmsg")
+    writer = os.open(watched.node.root / "dev/kmsg", os.O_RDWR)
+    early = int(watched.node.clock.boottime() * 1e6)
+    watched.node.clock.sleep(3 * 3600)
+    os.write(writer, b"3,1,%d,-;NVRM: Xid (PCI:0000:03:00): 48, DBE\n" % early)
+    found = watched.looks(1)
+    assert (found["state"], found["xids"][0]["count"]) == ("healthy", 1)
+    now = int(watched.node.clock.boottime() * 1e6)
+    os.write(writer, b"3,2,%d,-;NVRM: Xid (PCI:0000:03:00): 48, DBE\n" % now)
+    found = watched.looks(1)
+    assert (found["state"], found["xids"][0]["count"]) == ("unhealthy", 2)
+    os.close(writer)
+
+
+def test_a_library_that_this_process_has_kept_is_a_reason_to_be_started_anew(
+    watched: Watched,
+) -> None:
+    watched.nvml.error = sensors.MISMATCH
+    assert [watched.looks(1) and watched.monitor.outgrown for _ in range(BLIND)] == [
+        *[False] * (BLIND - 1), True,
+    ]  # fmt: skip
+    found = watched.looks(1)
+    assert (found["state"], found["faults"]) == ("unknown", [])
+
+
+def test_a_library_that_was_replaced_is_told_with_who_did_it(watched: Watched) -> None:
+    watched.node.put(aptlog.HISTORY, HISTORY)
+    watched.looks(1)
+    set_library("580.1")(watched)
+    (fault,) = watched.looks(BEGINS)["faults"]
+    assert fault["reason"] == (
+        "module 535.309.01 and library 580.1 differ; "
+        "changed by unattended-upgrade on 2026-11-30 06:25:11"
+    )
+
+
+HISTORY = """
+Start-Date: 2026-11-29  10:00:00
+Commandline: apt-get -o Acquire::http::Proxy=http://me:secret@proxy install libnvidia-ml1
+Install: libnvidia-ml1:amd64 (535.1-1)
+End-Date: 2026-11-29  10:00:09
+
+Start-Date: 2026-11-30  06:25:11
+Commandline: /usr/bin/unattended-upgrade
+Upgrade: libc6:amd64 (2.36-9, 2.36-10), libnvidia-ml1:amd64 (535.1-1, 580.1-1)
+End-Date: 2026-11-30  06:25:19
+
+Start-Date: 2026-11-30  07:00:00
+Commandline: apt-get install nvidia-container-toolkit
+Upgrade: nvidia-container-toolkit:amd64 (1.19-1, 1.20-1)
+End-Date: 2026-11-30  07:00:02
+"""
+
+
+def test_a_configuration_that_was_changed_is_taken_while_the_monitor_is_at_work(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched.looks(1)
+    watched.node.put("/etc/gpuboot/config.yaml", "monitor: {intervall: 3s}\n", mode=0o600)
+    watched.looks(2 * monitor.SURROUNDINGS)
+    told = [text for text in caplog.messages if text.startswith("the configuration is not taken")]
+    assert len(told) == 1
+    assert "intervall" in told[0]
+    watched.node.put("/etc/gpuboot/config.yaml", CONFIG + "\n", mode=0o600)
+    text = CONFIG.replace("monitor: {", "monitor: {interval: 3s, ")
+    watched.node.put("/etc/gpuboot/config.yaml", text, mode=0o600)
+    assert watched.looks(monitor.SURROUNDINGS)["interval"] == 3
+
+
+def test_a_node_that_lacks_something_may_have_healthy_gpus(watched: Watched) -> None:
+    watched.node.put("/boot/vmlinuz-6.1.0-56-amd64")
+    found = watched.looks(monitor.SURROUNDINGS + 1)
+    assert (found["state"], found["gpu"]["state"], found["node"]) == (
+        "unhealthy", "healthy", "degraded",
+    )  # fmt: skip
+    assert "gpuboot_gpu_healthy 1" in watched.metrics()
+    assert 'check="next kernel",about="node",action="none"} 1' in watched.metrics()
+    told = json.loads(watched.node.text(condition.FILE) or "")
+    assert (told["state"], told["node"][:7]) == ("healthy", "kernel ")
+    seen = look(watched.node)
+    assert (seen["state"], seen["hint"]) == ("degraded", "gpuboot run")
 
 
 def test_the_document_is_json_and_names_what_to_do(watched: Watched) -> None:
@@ -412,11 +423,11 @@ def test_the_document_is_json_and_names_what_to_do(watched: Watched) -> None:
 
 def test_node_feature_discovery_is_told_where_it_is(watched: Watched) -> None:
     watched.looks(1)
-    assert not watched.node.host.exists(monitor.FEATURES)
-    watched.node.put(f"{monitor.FEATURES}/other", "x")
+    assert not watched.node.host.exists(condition.FEATURES)
+    watched.node.put(f"{condition.FEATURES}/other", "x")
     lost(watched)
     watched.looks(BEGINS)
-    said = watched.node.text(f"{monitor.FEATURES}/gpuboot")
+    said = watched.node.text(f"{condition.FEATURES}/gpuboot")
     assert said == "gpuboot-gpus.state=unhealthy\ngpuboot-gpus.action=replace\n"
 
 
@@ -431,39 +442,10 @@ def test_what_flickers_at_the_edge_is_told_to_nobody(watched: Watched) -> None:
     assert watched.node.text(condition.FILE) == told
 
 
-DAY = """
-import sys
-from pathlib import Path
-from tests.unit import test_monitor as rig
-from tests.unit.node import Node
-from tests.unit.test_status import booted
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4
-
-node = Node(Path(sys.argv[1]))
-watched = rig.watch(booted.__wrapped__(node), rig.GPUS)
-told, seen = 0, ""
-for look in range(5760):
-    watched.nvml.gpus[0].error = rig.sensors.LOST if look % 480 > 440 else 0
-    if look % 100 == 0:
-        watched.drill("NVRM: Xid (PCI:0000:03:00): 31, pid=1, x")
-    watched.looks(1)
-    text = node.text(rig.condition.FILE)
-    told, seen = told + (text != seen), text
-    if look == 1000:
-        early = resident()
-print(resident() - early, told)
-"""
-
-
 @pytest.mark.long
 def test_a_day_costs_no_memory_and_few_words(tmp_path: Path) -> None:
-    """In a process of its own: 5,760 looks, with a card that is lost every two hours."""
-    done = subprocess.run(
-        [sys.executable, "-c", DAY, str(tmp_path)], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    grown, told = map(int, done.stdout.split())
-    assert grown < 1024  # KiB
-    assert told == 1 + 2 * 12 - 1  # at the beginning, two for each loss; the last one lasts
+    """5,760 looks, with a card that is lost every two hours."""
+    found = day.measured(tmp_path)
+    assert found.grown_kib < 1024
+    assert abs(found.files_grown) < 1024
+    assert found.words == 1 + 2 * day.LOSSES - 1  # one begins; two for each loss; the last lasts

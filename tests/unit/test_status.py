@@ -76,6 +76,10 @@ def walk(node: Node, boot: str = "boot-1", config: Config | None = None) -> Prog
 
 @pytest.fixture
 def booted(node: Node) -> Node:
+    return boot(node)
+
+
+def boot(node: Node) -> Node:
     """A node in boot-1, enabled, on which everything a ready node has is there."""
     node.put("/proc/sys/kernel/random/boot_id", "boot-1\n")
     node.put("/proc/sys/kernel/osrelease", KERNEL)

@@ -27,6 +27,7 @@ PROC = STATE / "proc-driver"  # bound over /proc/driver
 DRM = Path("/dev/dri")
 LOG = STATE / "dmesg"
 KMSG = Path("/dev/kmsg")
+MONITORS_KMSG = Path("/dev/lab-kmsg-monitor")  # as kmsg.py has it
 RULES = Path("/lib/udev/rules.d/71-nvidia.rules")
 # Whose certificates are built into the releases' kernels: what they have signed is let in.
 BUILT_IN = ("Canonical Ltd.", "Debian Secure Boot")
@@ -108,19 +109,20 @@ def blacklisted_at_start(release: str) -> Path:
 
 
 def say(text: str, level: int = 4) -> None:
-    """One line of the kernel log: for dmesg, and through /dev/kmsg for the journal."""
+    """One line of the kernel log: for dmesg, and through /dev/kmsg for journal and monitor."""
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     with LOG.open("a") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         log.write(f"[{now:12.6f}] {text}\n")
         number = sum(1 for _ in LOG.open())
-        with suppress(OSError):
-            _record(f"{level},{number},{int(now * 1e6)},-;{text}\n")
+        for reader in (KMSG, MONITORS_KMSG):
+            with suppress(OSError):
+                _record(reader, f"{level},{number},{int(now * 1e6)},-;{text}\n")
 
 
-def _record(line: str) -> None:
-    # Packet mode keeps two lines apart: the journal reads one record at a time.
-    handle = os.open(KMSG, os.O_WRONLY | os.O_NONBLOCK)
+def _record(reader: Path, line: str) -> None:
+    # Packet mode keeps two lines apart: one record is read at a time.
+    handle = os.open(reader, os.O_WRONLY | os.O_NONBLOCK)
     try:
         fcntl.fcntl(handle, fcntl.F_SETFL, os.O_DIRECT | os.O_NONBLOCK)
         os.write(handle, line.encode())

@@ -4,7 +4,8 @@
  * It looks at the node as lab_gpu.h does and answers for a healthy T4, or as its fault says:
  * "lost" is NVML_ERROR_GPU_IS_LOST on the handle, "init-fails" is a GPU that is not counted
  * (facts/nvidia.md 5 and 5.1). An Xid for a GPU is delivered as an event once if its number is
- * written to /run/lab/xid/SLOT, uncorrected ECC errors are the number in /run/lab/ecc/SLOT.
+ * written to /run/lab/xid/SLOT, uncorrected ECC errors are the number in /run/lab/ecc/SLOT,
+ * pages that wait for their retirement the one in /run/lab/pending/SLOT.
  */
 #include <ctype.h>
 #include <strings.h>
@@ -315,7 +316,10 @@ int nvmlDeviceGetRetiredPages(device gpu, int cause, unsigned int *number, void 
 }
 
 int nvmlDeviceGetRetiredPagesPendingStatus(device gpu, int *pending) {
-    *pending = 0;
+    char path[128], number[32] = "0";
+    snprintf(path, sizeof path, "/run/lab/pending/%s", gpu->slot);
+    lab_read(path, number, sizeof number);
+    *pending = atoi(number) != 0;
     return lost(gpu) ? GPU_IS_LOST : SUCCESS;
 }
 
