@@ -25,7 +25,8 @@ from gpuboot.host import WRITE_FAILED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpuboot.host import Host, Result
+    from gpuboot.host import Host
+    from gpuboot.process import Result
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from gpuboot.errors import Code, GpubootError
 from gpuboot.host import WRITE_FAILED
 
 if TYPE_CHECKING:
-    from gpuboot.host import Result
+    from gpuboot.process import Result
 
 
 LOCKED = Code(

@@ -16,7 +16,8 @@ from gpuboot.aptfailure import LOCKED, failure
 from gpuboot.errors import GpubootError
 
 if TYPE_CHECKING:
-    from gpuboot.host import Host, Result
+    from gpuboot.host import Host
+    from gpuboot.process import Result
 
 log = logging.getLogger(__name__)
 

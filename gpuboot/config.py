@@ -18,6 +18,7 @@ from gpuboot.kinds import (
     AUTO,
     BOOLEAN,
     DURATION,
+    INTERVAL,
     KEY,
     NODE_PASSWORD,
     PATH,
@@ -223,7 +224,7 @@ class Sources:
 class Monitor:
     """The health daemon."""
 
-    interval: float = key(DURATION, 15.0, "Time between two looks at the card.")
+    interval: float = key(INTERVAL, 15.0, "Time between two looks at the card.")
     textfile: str | None = key(optional(PATH), None, "A Prometheus textfile to write.")
 
 

@@ -16,6 +16,7 @@ import yaml
 from gpuboot import (
     chart,
     checkpoint,
+    condition,
     config,
     dropin,
     facts,
@@ -35,7 +36,7 @@ from gpuboot import (
     survey,
     timeline,
 )
-from gpuboot.host import NOT_FOUND
+from gpuboot.process import NOT_FOUND
 
 if TYPE_CHECKING:
     from gpuboot.host import Host
@@ -182,6 +183,7 @@ OWN: Sequence[Item] = (
     Item("gpuboot/checkpoint.json", "attempts, times, reboots, boots", document(checkpoint.FILE)),
     Item("gpuboot/progress.json", "what the agent wrote last", document(progress.FILE)),
     Item("gpuboot/health.json", "what the monitor saw last", document(status.HEALTH)),
+    Item("gpuboot/node.json", "what of the own Node was seen last", document(condition.NODE)),
 )  # fmt: skip
 GPU: Sequence[Item] = (
     Item("gpu/lspci.txt", "NVIDIA's devices on the PCI bus, in full",

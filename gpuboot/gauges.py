@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from gpuboot.errors import Code, GpubootError, Stopped
-from gpuboot.host import NOT_EXECUTABLE, NOT_FOUND, Result
 from gpuboot.pci import slot
+from gpuboot.process import NOT_EXECUTABLE, NOT_FOUND, Result
 
 if TYPE_CHECKING:
     from gpuboot.host import Host

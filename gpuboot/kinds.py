@@ -14,6 +14,8 @@ from gpuboot import labels, token
 from gpuboot.secret import Secret, blotted, quoted
 
 T = TypeVar("T")
+# Of the monitor's interval, in seconds: the unit's watchdog waits for two of the longest.
+SHORTEST, LONGEST = 1, 120
 
 
 class Wrong(ValueError):
@@ -45,6 +47,13 @@ def _duration(text: str) -> float:
     if not match:
         raise Wrong(f"{quoted(text)} is not a duration")
     return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+
+
+def _interval(text: str) -> float:
+    seconds = _duration(text)
+    if not SHORTEST <= seconds <= LONGEST:
+        raise Wrong(f"{quoted(text)} is too {'short' if seconds < SHORTEST else 'long'}")
+    return seconds
 
 
 def _line(text: str) -> str:
@@ -121,6 +130,11 @@ def optional(kind: Kind[T], word: str = "-") -> Kind[T | None]:
 BOOLEAN = Kind(_boolean, "true or false", {"type": "boolean"})
 DURATION = Kind(
     _duration, "a duration such as 90s, 15m or 1h", {"type": "string", "pattern": "^[0-9]+[smh]$"}
+)
+INTERVAL = Kind(
+    _interval,
+    f"a duration between {SHORTEST}s and {LONGEST // 60}m, such as 15s",
+    {"type": "string", "pattern": "^[0-9]+[sm]$"},
 )
 TEXT = Kind(_text, "a text on one line", {"type": "string", "minLength": 1})
 

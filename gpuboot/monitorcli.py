@@ -28,9 +28,10 @@ def monitor(*, once: bool, drill: str | None) -> None:
     """Watch the GPUs of a ready node; gpuboot-monitor.service runs it.
 
     It looks at NVML, the PCI bus, the kernel's log (Xid errors), the versions of module and
-    library, the kernel that boots next, rke2-agent and containerd's runtimes, and says what is
-    wrong in `gpuboot status`, in the journal and in the Prometheus textfile that
-    monitor.textfile names. It repairs nothing.
+    library, the kernel that boots next, rke2-agent, containerd's runtimes, and the labels and
+    taints of the own Node, and says what is wrong in `gpuboot status`, in the journal, in the
+    Node's condition GPUHealthy and in the Prometheus textfile that monitor.textfile names. It
+    repairs nothing. gpuboot.service starts it once the node is ready, in every boot.
 
     --drill is a rehearsal of an alarm: node, metrics and status change as if a card had failed.
 

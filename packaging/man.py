@@ -36,6 +36,8 @@ FILES: Rows = (
     ("/run/gpuboot/lock", "Held while a walk is under way."),
     ("/run/gpuboot/progress.json", "What `gpuboot status` reads before it looks."),
     ("/run/gpuboot/health.json", "What gpuboot-monitor.service saw last."),
+    ("/run/gpuboot/condition.json", "What it wants the cluster to be told."),
+    ("/run/gpuboot/node.json", "What labels and taints the own Node lacked last."),
     ("/usr/lib/systemd/system/rke2-agent.service.d/10-gpuboot.conf", "The hold on rke2-agent."),
     ("/etc/rancher/rke2/config.yaml.d/60-gpuboot.yaml", "What RKE2 is told by gpuboot."),
     ("/etc/rancher/rke2/gpuboot-proxy.env", "The proxy of rke2-agent, if there is one."),

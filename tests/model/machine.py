@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.model.cluster import Cluster
 from tests.model.disk import HALF, Disk, Fuse, ModelHost, Scrap
 from tests.model.words import refusal

@@ -15,7 +15,7 @@ from gpuboot import boots, checkpoint, facts, findings, planview, preview
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
-from gpuboot.host import Result
+from gpuboot.process import Result
 from gpuboot.proxy import DROP_IN as PROXY_DROP_IN
 from gpuboot.proxy import FILE as PROXY_FILE
 from tests.model.cluster import TOKEN

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpuboot import agent, status
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.web import Answer
 from tests.model.cluster import Cluster
 from tests.model.disk import ModelHost

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpuboot import survey
-from gpuboot.host import Result
+from gpuboot.process import Result
 from gpuboot.survey import Trouble
 from gpuboot.web import Answer
 from tests.model.cluster import TOKEN

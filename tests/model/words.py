@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from errno import ENOSPC, EROFS
 
-from gpuboot.host import Result
+from gpuboot.process import Result
 
 _DPKG = {
     ENOSPC: "dpkg: unrecoverable fatal error, aborting:\n"

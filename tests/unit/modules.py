@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.unit.node import ABSENT, KERNEL, SLOT, Node
 
 DRIVER = "535.309.01"

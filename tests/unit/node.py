@@ -10,7 +10,8 @@ from pathlib import Path
 
 from gpuboot.errors import Code, GpubootError
 from gpuboot.facts import Facts
-from gpuboot.host import NOT_FOUND, Command, Host, Result
+from gpuboot.host import Host
+from gpuboot.process import NOT_FOUND, Command, Result
 from gpuboot.step import Finding, Ok, Pending, Reboot, Step, Waiting
 from gpuboot.web import SYSTEM, UNREACHABLE, Answer, Proxy, Trust
 from tests.model.machine import FakeClock

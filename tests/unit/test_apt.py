@@ -6,7 +6,7 @@ import pytest
 
 from gpuboot import apt, aptfailure, aptsources
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.unit.node import Node
 
 # -- what is installed

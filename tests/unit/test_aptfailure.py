@@ -8,7 +8,7 @@ import pytest
 
 from gpuboot import aptfailure
 from gpuboot.errors import GpubootError
-from gpuboot.host import Result
+from gpuboot.process import Result
 from tests.unit.node import DATA
 
 HEADING = re.compile(r"^## (GB\d+) (retry|final): (.*)$\n", re.MULTILINE)

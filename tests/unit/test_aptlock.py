@@ -13,7 +13,7 @@ import pytest
 
 from gpuboot import apt, aptlock
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.secret import Secret
 from tests.unit.node import Node
 

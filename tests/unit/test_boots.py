@@ -6,7 +6,7 @@ import pytest
 
 from gpuboot import boots
 from gpuboot.boots import Boot, Phase, Recorder, Span
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.unit.node import Node
 
 MANAGER = """\

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuboot import config, reader
+from gpuboot import config, kinds, reader
 from gpuboot.config import Config, ConfigError
 from gpuboot.reader import Reader
 from gpuboot.secret import Secret
@@ -100,6 +102,18 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
             " expected a duration such as 90s, 15m or 1h"
         )
     ]
+
+
+@pytest.mark.parametrize("text", ["0s", "121s", "3m", "1h"])
+def test_an_interval_that_the_monitors_watchdog_would_not_wait_for_is_refused(text: str) -> None:
+    _, problems = read(f"monitor: {{interval: {text}}}")
+    wrong = "short" if text == "0s" else "long"
+    told = "expected a duration between 1s and 2m, such as 15s"
+    assert problems == [f"a.yaml:1: monitor.interval: {text!r} is too {wrong}; {told}"]
+    unit = (Path(__file__).parents[2] / "systemd/gpuboot-monitor.service").read_text()
+    watchdog = re.search(r"^WatchdogSec=(\d+)min$", unit, re.MULTILINE)
+    assert watchdog
+    assert int(watchdog[1]) * 60 > 2 * kinds.LONGEST
 
 
 @pytest.mark.parametrize("word", ["yes", "no", "on", "True", "1", "~"])
@@ -324,7 +338,7 @@ EXAMPLES = [
         " kube-proxy-extra-mount: ['/a:/b:ro'], kube-proxy-extra-env: [A=b], node-ip: [10.0.0.1,"
         " 'fd00::1'], control-plane-resource-limits: [kube-proxy-cpu=1]}}"
     ),
-    "toolkit: {version: 1.20.0-1}\nmonitor: {interval: 1h, textfile: /t.prom}",
+    "toolkit: {version: 1.20.0-1}\nmonitor: {interval: 1m, textfile: /t.prom}",
     "rke2: {admin-labels: [node-role.kubernetes.io/gpu=true]}\nproxy: {no-proxy: [.lan, 10/8]}",
 ]
 

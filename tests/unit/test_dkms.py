@@ -7,7 +7,7 @@ import pytest
 from gpuboot import dkms, makelog
 from gpuboot.dkms import DriverBuilt
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending
 from tests.unit.node import DATA, KERNEL, Node, module_text, reason, settled
 

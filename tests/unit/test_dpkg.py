@@ -9,7 +9,7 @@ import pytest
 
 from gpuboot import aptfailure, dpkg
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.unit.node import Node
 from tests.unit.test_aptlock import held
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpuboot.driver import DriverLoaded
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending, Reboot, Waiting
 from tests.model.machine import FakeClock
 from tests.unit.modules import DRIVER, OLD, Modules

@@ -6,7 +6,7 @@ import pytest
 
 from gpuboot import existing, facts
 from gpuboot.existing import Driver
-from gpuboot.host import Result
+from gpuboot.process import Result
 from tests.unit.node import KERNEL, Node, module_text
 
 VERSION = "550.90.07"

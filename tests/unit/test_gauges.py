@@ -12,7 +12,7 @@ import pytest
 from gpuboot import gauges
 from gpuboot.engine import Outcome
 from gpuboot.gauges import Gauges
-from gpuboot.host import NOT_FOUND, Command, Result
+from gpuboot.process import NOT_FOUND, Command, Result
 from tests.unit.node import Node
 from tests.unit.test_status import DRIVER, NODE, booted, look, walk, walking
 
@@ -104,7 +104,8 @@ def test_looking_imports_nothing_that_is_dear(booted: Node) -> None:
 import sys
 from pathlib import Path
 import gpuboot.cli, gpuboot.statusview
-from gpuboot.host import Host, Result
+from gpuboot.host import Host
+from gpuboot.process import Result
 answers = {{
     {ASKED!r}: "00000000:03:00.0, 37, 448",
     "systemctl is-active rke2-agent.service": "active",

@@ -7,7 +7,7 @@ import pytest
 from gpuboot import headers
 from gpuboot.errors import GpubootError
 from gpuboot.headers import KernelHeaders
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending, Reboot
 from tests.unit.node import KERNEL, Node, module_text, reason
 

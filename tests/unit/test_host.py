@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from gpuboot.errors import GpubootError, Stopped
-from gpuboot.host import NOT_FOUND, Command, Host, Result, run_process
+from gpuboot.host import Host
+from gpuboot.process import NOT_FOUND, Command, Result, run_process
 from gpuboot.secret import Secret
 from tests.unit.node import Node
 

@@ -9,8 +9,8 @@ import pytest
 
 from gpuboot import initramfs
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
 from gpuboot.packages import Packages
+from gpuboot.process import Command, Result
 from gpuboot.step import Pending
 from tests.unit.node import KERNEL, Node
 

@@ -10,8 +10,8 @@ from gpuboot import kernel
 from gpuboot.dkms import DriverBuilt
 from gpuboot.errors import GpubootError
 from gpuboot.headers import KernelHeaders
-from gpuboot.host import Command, Result
 from gpuboot.kernel import Module
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending, Reboot
 from tests.unit.node import KERNEL, Node, module_text, reason
 from tests.unit.test_headers import Debian

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import pytest
 
 from gpuboot.errors import GpubootError
-from gpuboot.host import Result
 from gpuboot.nvidia import GpuPresent, GpusAnswer, NouveauBlocked
+from gpuboot.process import Result
 from gpuboot.step import Ok, Pending, Waiting
 from tests.unit.modules import Modules
 from tests.unit.node import SLOT, Node, code, reason, settled

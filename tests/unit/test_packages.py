@@ -10,8 +10,8 @@ import pytest
 from gpuboot import aptsources, dkms, headers, packages
 from gpuboot.catalog import TABLE
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
 from gpuboot.packages import TOOLKIT, Packages, UpgradesBlocked
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending
 from tests.unit.node import KERNEL, Node, module_text, reason, settled
 

@@ -10,9 +10,9 @@ import pytest
 from gpuboot import passthrough, survey
 from gpuboot.driver import DriverLoaded
 from gpuboot.errors import GpubootError
-from gpuboot.host import Result
 from gpuboot.nvidia import GpuPresent, GpusAnswer
 from gpuboot.pci import Gpu
+from gpuboot.process import Result
 from tests.unit.node import KERNEL, SLOT, Node, module_text
 
 T4 = Gpu(SLOT, "1eb8", "nvidia", subsystem="10de:12a2")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import pytest
 
 from gpuboot import pci
-from gpuboot.host import Result
 from gpuboot.pci import Gpu
+from gpuboot.process import Result
 from tests.unit.node import DATA, SLOT, Node
 
 LSPCI = (DATA / "lspci.txt").read_text(encoding="utf-8")

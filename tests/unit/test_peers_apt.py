@@ -13,7 +13,8 @@ import pytest
 
 from gpuboot import apt, aptsources, web
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Host, Result
+from gpuboot.host import Host
+from gpuboot.process import Command, Result
 from tests.unit.node import Node
 from tests.unit.test_apt import GONE, Calls
 from tests.unit.test_aptlock import held

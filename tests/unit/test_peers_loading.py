@@ -14,7 +14,7 @@ import pytest
 
 from gpuboot import agent, plan, status
 from gpuboot.config import Config
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.model.cluster import Cluster
 from tests.model.life import CONFIG, RELEASE
 from tests.model.machine import Machine

@@ -7,9 +7,9 @@ import pytest
 from gpuboot import kernel
 from gpuboot.errors import GpubootError
 from gpuboot.headers import KernelHeaders
-from gpuboot.host import Command, Result
 from gpuboot.packages import Packages
 from gpuboot.precompiled import LATELINK, KernelModules, Modules
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending, Reboot
 from tests.unit.node import Node, module_text, reason
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gpuboot import config, dropin, preflight, rancher, rke2, status, survey
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.reader import Reader
 from gpuboot.step import Ok, Pending, Waiting
 from tests.model.machine import FakeClock

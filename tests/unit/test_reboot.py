@@ -10,7 +10,7 @@ from gpuboot import checkpoint, reboot
 from gpuboot.checkpoint import Checkpoint, Spent
 from gpuboot.config import Reboot
 from gpuboot.errors import GpubootError, Stopped
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.unit.node import ABSENT, SHOWN, Node
 
 STEP, WHY = "driver-loaded", "nouveau holds 0000:03:00.0"

@@ -19,7 +19,8 @@ from gpuboot.checkpoint import Checkpoint
 from gpuboot.config import Config
 from gpuboot.engine import Outcome
 from gpuboot.evidence import Item
-from gpuboot.host import Command, Host, Result
+from gpuboot.host import Host
+from gpuboot.process import Command, Result
 from gpuboot.progress import Progress
 from gpuboot.report import Bundle, Text
 from tests.unit.node import KERNEL, Node

@@ -12,8 +12,8 @@ from gpuboot.drivers import Choice
 from gpuboot.errors import GpubootError
 from gpuboot.existing import Driver as There
 from gpuboot.facts import EFI_VARIABLE, Facts
-from gpuboot.host import Result
 from gpuboot.pci import Gpu
+from gpuboot.process import Result
 from tests.unit.node import SLOT, Node, facts
 
 LOCKED = facts(gpus=(Gpu(SLOT, "1eb8", None),), secure_boot=True, lockdown="integrity")

@@ -9,7 +9,7 @@ import pytest
 from gpuboot import aptsources, sources
 from gpuboot.catalog import ARCHIVES
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.sources import OwnArchive, PackageSources, Source
 from gpuboot.step import Ok, Pending
 from gpuboot.web import Answer

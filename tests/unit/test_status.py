@@ -19,7 +19,8 @@ from gpuboot.boots import Boot, Span
 from gpuboot.checkpoint import Checkpoint, Effort, Spent
 from gpuboot.config import Config, Rke2
 from gpuboot.engine import Outcome
-from gpuboot.host import Host, Result
+from gpuboot.host import Host
+from gpuboot.process import Result
 from gpuboot.progress import Progress
 from gpuboot.secret import Secret
 from gpuboot.step import Finding, Ok

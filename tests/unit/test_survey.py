@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuboot import survey
-from gpuboot.host import Result
+from gpuboot.process import Result
 from tests.unit.node import Node
 
 

@@ -15,7 +15,7 @@ from gpuboot import boots, chart, checkpoint, picture, timeline
 from gpuboot.boots import Boot, Phase, Span
 from gpuboot.checkpoint import Checkpoint
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from tests.unit.node import Node
 
 FIRST = Boot(

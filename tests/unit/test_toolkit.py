@@ -10,7 +10,7 @@ import pytest
 
 import gpuboot
 from gpuboot.errors import GpubootError
-from gpuboot.host import Command, Result
+from gpuboot.process import Command, Result
 from gpuboot.step import Ok, Pending
 from gpuboot.toolkit import REFRESH, SPEC, WATCH, Cdi
 from tests.unit.node import ABSENT, SLOT, Node, reason, settled
