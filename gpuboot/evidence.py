@@ -16,13 +16,13 @@ import yaml
 from gpuboot import (
     chart,
     checkpoint,
-    condition,
     config,
     dropin,
     facts,
     findings,
     gauges,
     kernel,
+    news,
     nvml,
     picture,
     planview,
@@ -183,7 +183,7 @@ OWN: Sequence[Item] = (
     Item("gpuboot/checkpoint.json", "attempts, times, reboots, boots", document(checkpoint.FILE)),
     Item("gpuboot/progress.json", "what the agent wrote last", document(progress.FILE)),
     Item("gpuboot/health.json", "what the monitor saw last", document(status.HEALTH)),
-    Item("gpuboot/node.json", "what of the own Node was seen last", document(condition.NODE)),
+    Item("gpuboot/node.json", "what of the own Node was seen last", document(news.NODE)),
 )  # fmt: skip
 GPU: Sequence[Item] = (
     Item("gpu/lspci.txt", "NVIDIA's devices on the PCI bus, in full",

@@ -58,6 +58,7 @@ JOIN_TIMEOUT = 300.0  # seconds we look on before we call it waiting: images hav
 POLL = 2.0
 JOURNAL_LINES = 80
 KUBELET_TAIL = 16 << 10  # bytes: the log itself may have 50 MB
+HEALTHZ = "http://127.0.0.1:10248/healthz"
 RKE2_FOLDER = "/etc/rancher/rke2"
 RUNTIME = "/usr/bin/nvidia-container-runtime"
 # The releases whose servers bring RuntimeClasses along (chart rke2-runtimeclasses).
@@ -280,11 +281,15 @@ def lacks(node: Node, wanted: Iterable[str], taints: Iterable[str]) -> Iterator[
 def _unhealthy(host: Host, unit: Unit) -> str | None:
     if unit.active != "active":
         return f"rke2-agent is {unit.active}"
+    return None if kubelet_answers(host) else "the kubelet does not answer yet"
+
+
+def kubelet_answers(host: Host) -> bool:
+    """Whether the kubelet calls itself healthy."""
     try:
-        healthy = host.web.get("http://127.0.0.1:10248/healthz").status == 200
+        return host.web.get(HEALTHZ).status == 200
     except GpubootError:
-        healthy = False
-    return None if healthy else "the kubelet does not answer yet"
+        return False
 
 
 def _runtime_class(host: Host, server: ApiServer, version: str) -> list[str]:

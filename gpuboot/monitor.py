@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpuboot import condition, config, dropin, exposition, nvml, sensors, status, systemd, xids
+from gpuboot import config, dropin, exposition, news, nvml, sensors, status, systemd, xids
 from gpuboot.clock import stamp
 from gpuboot.config import ConfigError
 from gpuboot.errors import GpubootError
@@ -81,7 +81,7 @@ class Monitor:
         if self.wanted.monitor.textfile:
             metrics = exposition.text(found, {**standing, "state": found["node"]})
             self.textfile.write(self.host, self.wanted.monitor.textfile, metrics)
-        self._announce(condition.news(found))
+        self._announce(news.of(found))
         return found
 
     def seen(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Monitor:
         joins = self.wanted.mode != "none"
         found = sensors.surroundings(self.host, joined=joins, data=data)
         if joins:
-            found |= condition.signs(self.host, standing)
+            found |= news.signs(self.host, standing)
         return found
 
     def _read_kernel(self) -> Sign:
@@ -179,15 +179,15 @@ class Monitor:
             "interval": self.wanted.monitor.interval,
         }  # fmt: skip
 
-    def _announce(self, news: dict[str, str]) -> None:
+    def _announce(self, told: dict[str, str]) -> None:
         """Leave what the cluster is to be told to whoever has a network, when it is news."""
-        if news == self._announced:
+        if told == self._announced:
             return
-        self.host.write(condition.FILE, json.dumps(news, ensure_ascii=False) + "\n")
-        self._announced = news
-        if self.host.exists(condition.FEATURES):
+        self.host.write(news.FILE, json.dumps(told, ensure_ascii=False) + "\n")
+        self._announced = told
+        if self.host.exists(news.FEATURES):
             with suppress(GpubootError):  # the sandbox of a node that got NFD later: the next start
-                self.host.write(f"{condition.FEATURES}/gpuboot", condition.features(news))
+                self.host.write(f"{news.FEATURES}/gpuboot", news.features(told))
 
 
 def _told(verdict: Verdict) -> dict[str, str]:

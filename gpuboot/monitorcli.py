@@ -67,7 +67,8 @@ def publish() -> None:
     """Tell the cluster what the monitor has to say; gpuboot-condition.service does it."""
     from gpuboot import condition
 
-    click.echo(condition.publish(console.host()))
+    if line := condition.publish(console.host()):
+        click.echo(line)
 
 
 def _pretend(host: Host, line: str) -> None:

@@ -25,7 +25,7 @@ SLOWED = {0x08: "hardware slowdown", 0x20: "software thermal slowdown",
           0x40: "hardware thermal slowdown", 0x80: "power brake"}  # fmt: skip
 UNCORRECTED, VOLATILE = 1, 0  # ECC errors since the last reset
 # The checks of what the GPUs live on; every other one is about the GPUs themselves.
-AROUND = ("next kernel", "rke2-agent", "runtime", "node")
+AROUND = ("next kernel", "rke2-agent", "runtime", "kubelet", "node")
 LOOK_AT_AGENT = "journalctl -u rke2-agent -n 50"
 RESTART = "systemctl restart rke2-agent (drain the node first)"
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpuboot import condition, sensors
+from gpuboot import news, sensors
 from tests.unit import watched as rig
 from tests.unit.node import Node
 from tests.unit.test_status import boot
@@ -63,7 +63,7 @@ def day(folder: Path) -> Day:
         if look % XID_EVERY == 0:
             watched.drill("NVRM: Xid (PCI:0000:03:00): 31, pid=1, x")
         watched.looks(1)
-        text = node.text(condition.FILE) or ""
+        text = node.text(news.FILE) or ""
         words, told = words + (text != told), text
         if look == EARLY:
             early, before = resident(), size(node)

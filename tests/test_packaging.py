@@ -52,6 +52,7 @@ signal.signal(signal.SIGHUP, lambda *_: open("/run/woken", "w").close())
 while True:
     signal.pause()
 """
+STANDS_IN = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /usr/local/lib/walk.py\n"
 # ds-identify reads the list with the shell, so it stands on one line and without quotes.
 SEED = """\
 datasource_list: [NoCloud]
@@ -108,8 +109,7 @@ def installed(
     machine = Machine((debian,), upper)
     machine.write("/usr/local/lib/systemd/system/rke2-agent.service", RKE2_AGENT)
     machine.write("/usr/local/lib/walk.py", WALK)
-    walk = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /usr/local/lib/walk.py\n"
-    machine.write("/etc/systemd/system/gpuboot.service.d/walk.conf", walk)
+    machine.write("/etc/systemd/system/gpuboot.service.d/walk.conf", STANDS_IN)
     machine.write("/etc/cloud/cloud.cfg.d/90-seed.cfg", SEED)
     shutil.copyfile(deb, upper / "gpuboot.deb")
     machine.offline("apt-get", "-q", "install", "--yes", "./gpuboot.deb")
@@ -410,12 +410,16 @@ def test_an_upgrade_neither_stops_a_walk_nor_changes_what_is_enabled(
     machine.upper.mkdir()
     call(["dpkg-deb", "--build", str(newer), str(machine.upper / "newer.deb")])
     machine.offline("systemctl", word, "gpuboot.service")
+    machine.write("/etc/systemd/system/gpuboot-monitor.service.d/walk.conf", STANDS_IN)
     machine.boot()
-    machine.run("systemctl", "start", "gpuboot")
-    walk = machine.show("gpuboot", "MainPID")
+    machine.run("systemctl", "start", "gpuboot", "gpuboot-monitor")
+    walk, monitor = machine.show("gpuboot", "MainPID"), machine.show("gpuboot-monitor", "MainPID")
 
     machine.run("apt-get", "-q", "install", "--yes", "/newer.deb")
 
+    # The monitor goes on as the new version.
+    assert machine.state("gpuboot-monitor") == "active"
+    assert machine.show("gpuboot-monitor", "MainPID") != monitor
     assert machine.run("dpkg-query", "--show", "--showformat=${Version}", "gpuboot").endswith("+1")
     assert (machine.state("gpuboot"), machine.show("gpuboot", "MainPID")) == ("active", walk)
     assert machine.attempt("systemctl", "is-enabled", "gpuboot").stdout == f"{word}d\n"

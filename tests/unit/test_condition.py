@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from gpuboot import condition, health, xids
+from gpuboot import condition, health, news, xids
 from gpuboot.apiserver import STRATEGIC
 from gpuboot.errors import GpubootError
 from gpuboot.health import Sign
+from gpuboot.kubernetes import HEALTHZ
 from gpuboot.web import Answer
 from tests.rehearsal import pki
 from tests.unit.node import Node
@@ -53,7 +54,7 @@ class Cluster:
     def publish(self, told: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
         """What was sent by it, as method and body; the Node then has it."""
         if told:
-            self.node.put(condition.FILE, json.dumps(condition.news(told)))
+            self.node.put(news.FILE, json.dumps(news.of(told)))
         self.node.web.pages[NODE] = Answer(200, json.dumps({
             "metadata": {"name": "gpu-1", "labels": self.labels},
             "spec": {"taints": self.taints},
@@ -72,7 +73,7 @@ class Cluster:
         return sent
 
     def signs(self, drift: tuple[str, ...] = ()) -> dict[str, Sign]:
-        return condition.signs(self.node.host, {"node": {"drift": list(drift)}})
+        return news.signs(self.node.host, {"node": {"drift": list(drift)}})
 
 
 @pytest.fixture
@@ -83,7 +84,11 @@ def cluster(node: Node) -> Cluster:
     authority = pki.authority("rke2-client-ca")
     leaf = pki.leaf(authority, "system:node:gpu-1", ())
     node.put(f"{folder}/client-kubelet.crt", leaf.certificate)
-    node.web.pages = {f"{NODE}/status": Answer(200, b"{}"), EVENTS: Answer(201, b"{}")}
+    node.web.pages = {
+        HEALTHZ: Answer(200, b"ok"),
+        f"{NODE}/status": Answer(200, b"{}"),
+        EVENTS: Answer(201, b"{}"),
+    }
     return Cluster(node)
 
 
@@ -150,7 +155,7 @@ def test_what_is_wrong_with_the_node_is_an_event_and_leaves_the_gpus_healthy(
 
 def test_a_label_or_taint_that_somebody_took_away_is_a_sign(cluster: Cluster) -> None:
     cluster.publish(FINE)
-    assert cluster.signs() == {"node": health.FINE}
+    assert cluster.signs()["node"] == health.FINE
     cluster.taints.clear()
     cluster.labels["nvidia.com/gpu"] = "other"
     cluster.publish(None)
@@ -162,7 +167,7 @@ def test_a_label_or_taint_that_somebody_took_away_is_a_sign(cluster: Cluster) ->
     assert sign.hint == "kubectl label node gpu-1 nvidia.com/gpu=present --overwrite"
     cluster.taints, cluster.labels = list(TAINTS), dict(LABELS)
     cluster.publish(None)
-    assert cluster.signs() == {"node": health.FINE}
+    assert cluster.signs()["node"] == health.FINE
 
 
 def test_what_the_walk_has_told_already_is_no_news_of_the_monitors(cluster: Cluster) -> None:
@@ -170,20 +175,34 @@ def test_what_the_walk_has_told_already_is_no_news_of_the_monitors(cluster: Clus
     cluster.publish(FINE)
     taint = "nvidia.com/gpu=present:NoSchedule"
     drift = f"taint {taint} is missing: kubectl taint node gpu-1 {taint}"
-    assert cluster.signs((drift,)) == {"node": health.FINE}
+    assert cluster.signs((drift,))["node"] == health.FINE
     assert cluster.signs()["node"].state == "bad"
 
 
 def test_a_look_at_the_node_that_is_old_is_none(cluster: Cluster) -> None:
     assert cluster.signs() == {}
     cluster.publish(FINE)
-    cluster.node.clock.sleep(condition.OLD + 1)
+    cluster.node.clock.sleep(news.OLD + 1)
     assert cluster.signs() == {}
+
+
+def test_a_kubelet_that_is_silent_is_a_sign_and_asked_again(cluster: Cluster) -> None:
+    amiss = found(health.HEALTHY, node="a label is missing")
+    cluster.publish(amiss)
+    assert cluster.signs()["kubelet"] == health.FINE
+    cluster.node.web.pages[HEALTHZ] = Answer(500, b"")
+    with pytest.raises(GpubootError, match="the kubelet does not answer") as e:
+        cluster.publish(None)
+    assert e.value.retry
+    assert cluster.signs()["kubelet"].reason == "the kubelet does not answer"
+    cluster.node.web.pages[HEALTHZ] = Answer(200, b"ok")
+    assert cluster.publish(None) == []  # what was told before is not told again
+    assert cluster.signs()["kubelet"] == health.FINE
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"boottime": 1}', '{"boottime": "x"}'])
 def test_a_look_at_the_node_that_is_damaged_is_none(cluster: Cluster, text: str) -> None:
-    cluster.node.put(condition.NODE, text)
+    cluster.node.put(news.NODE, text)
     assert cluster.signs() == {}
 
 
@@ -202,10 +221,10 @@ def test_a_node_that_joins_nothing_tells_nobody(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "splendid"}'])
 def test_a_file_that_says_nothing_is_told_to_nobody(cluster: Cluster, text: str) -> None:
-    cluster.node.put(condition.FILE, text)
+    cluster.node.put(news.FILE, text)
     assert cluster.publish(None) == []
 
 
 def test_a_long_message_is_cut_to_what_an_event_takes() -> None:
-    told = condition.news(found(health.UNHEALTHY, xids.RESET, "x" * 5000, "y" * 5000))
-    assert (len(told["message"]), len(told["node"])) == (condition.LONGEST, condition.LONGEST)
+    told = news.of(found(health.UNHEALTHY, xids.RESET, "x" * 5000, "y" * 5000))
+    assert (len(told["message"]), len(told["node"])) == (news.LONGEST, news.LONGEST)

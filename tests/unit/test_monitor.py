@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuboot import aptlog, condition, kmsg, monitor, sensors, status, xids
+from gpuboot import aptlog, kmsg, monitor, news, sensors, status, xids
 from gpuboot.health import BEGINS, BLIND, ENDS
 from gpuboot.sensors import QUIET
 from tests import day
@@ -293,10 +293,10 @@ def test_the_kernels_records_are_read_as_they_come(tmp_path: Path) -> None:
 def test_a_monitor_that_is_started_anew_goes_on_from_what_was_known(watched: Watched) -> None:
     lost(watched)
     watched.looks(BEGINS)
-    told = watched.node.text(condition.FILE)
+    told = watched.node.text(news.FILE)
     watched.restart()
     assert watched.looks(1)["state"] == "unhealthy"
-    assert watched.node.text(condition.FILE) == told
+    assert watched.node.text(news.FILE) == told
     found_again(watched)
     assert watched.looks(ENDS - 1)["state"] == "unhealthy"
     watched.restart()
@@ -407,7 +407,7 @@ def test_a_node_that_lacks_something_may_have_healthy_gpus(watched: Watched) -> 
     )  # fmt: skip
     assert "gpuboot_gpu_healthy 1" in watched.metrics()
     assert 'check="next kernel",about="node",action="none"} 1' in watched.metrics()
-    told = json.loads(watched.node.text(condition.FILE) or "")
+    told = json.loads(watched.node.text(news.FILE) or "")
     assert (told["state"], told["node"][:7]) == ("healthy", "kernel ")
     seen = look(watched.node)
     assert (seen["state"], seen["hint"]) == ("degraded", "gpuboot run")
@@ -423,23 +423,23 @@ def test_the_document_is_json_and_names_what_to_do(watched: Watched) -> None:
 
 def test_node_feature_discovery_is_told_where_it_is(watched: Watched) -> None:
     watched.looks(1)
-    assert not watched.node.host.exists(condition.FEATURES)
-    watched.node.put(f"{condition.FEATURES}/other", "x")
+    assert not watched.node.host.exists(news.FEATURES)
+    watched.node.put(f"{news.FEATURES}/other", "x")
     lost(watched)
     watched.looks(BEGINS)
-    said = watched.node.text(f"{condition.FEATURES}/gpuboot")
+    said = watched.node.text(f"{news.FEATURES}/gpuboot")
     assert said == "gpuboot-gpus.state=unhealthy\ngpuboot-gpus.action=replace\n"
 
 
 def test_what_flickers_at_the_edge_is_told_to_nobody(watched: Watched) -> None:
     watched.looks(1)
-    told = watched.node.text(condition.FILE)
+    told = watched.node.text(news.FILE)
     for _ in range(50):
         lost(watched)
         watched.looks(BEGINS - 1)
         found_again(watched)
         watched.looks(1)
-    assert watched.node.text(condition.FILE) == told
+    assert watched.node.text(news.FILE) == told
 
 
 @pytest.mark.long
