@@ -33,12 +33,13 @@ def monitor(*, once: bool, drill: str | None) -> None:
     Node's condition GPUHealthy and in the Prometheus textfile that monitor.textfile names. It
     repairs nothing. gpuboot.service starts it once the node is ready, in every boot.
 
-    --drill is a rehearsal of an alarm: node, metrics and status change as if a card had failed.
+    --drill is a rehearsal of an alarm: node, metrics and status change as if a card had failed,
+    and are what they were once it has said nothing of the kind for 40 looks.
 
     \b
     Examples:
       gpuboot monitor --once
-      gpuboot monitor --drill "NVRM: Xid (PCI:0000:03:00): 79, GPU has fallen off the bus."
+      gpuboot monitor --drill "NVRM: Xid (PCI:0000:03:00): 48, DBE (double bit error)"
 
     \b
     Exit status: 0 ended by systemd, or shown; 1 it could not begin; 2 usage; 78 configuration

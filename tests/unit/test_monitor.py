@@ -303,6 +303,14 @@ def test_a_monitor_that_is_started_anew_goes_on_from_what_was_known(watched: Wat
     assert watched.looks(ENDS)["state"] == "healthy"
 
 
+def test_a_drill_is_over_when_the_monitor_was_started_anew(watched: Watched) -> None:
+    watched.drill("NVRM: Xid (PCI:0000:03:00): 48, pid=1, DBE")
+    assert watched.looks(1)["state"] == "unhealthy"
+    watched.restart()
+    assert watched.looks(ENDS - 1)["state"] == "unhealthy"
+    assert watched.looks(1)["state"] == "healthy"
+
+
 def test_what_was_not_seen_before_a_restart_is_not_seen_after_it(watched: Watched) -> None:
     watched.nvml.error = 999
     watched.looks(BLIND)
