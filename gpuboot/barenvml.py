@@ -103,6 +103,10 @@ def nvmlDeviceGetCurrentClocksThrottleReasons(handle: ctypes.c_void_p) -> int:
     return reasons.value
 
 
+def nvmlDeviceGetPersistenceMode(handle: ctypes.c_void_p) -> int:
+    return _number("nvmlDeviceGetPersistenceMode", handle)
+
+
 def nvmlDeviceGetTotalEccErrors(handle: ctypes.c_void_p, kind: int, counter: int) -> int:
     count = ctypes.c_ulonglong()
     words = (ctypes.c_uint(kind), ctypes.c_uint(counter))

@@ -223,6 +223,37 @@ def test_without_pynvml_the_probe_says_the_same(libraries: Path, node: Path) -> 
     }
 
 
+LOOK = """
+import json
+from gpuboot import nvml, sensors
+seen = sensors.ask(nvml.binding())
+cards = [card.shown() for card in seen.cards]
+print(json.dumps({"error": seen.error, "lost": dict(seen.lost), "cards": cards}))
+"""
+BARE_LOOK = f"import sys; sys.modules['pynvml'] = None\n{LOOK}"
+
+
+@pytest.mark.parametrize("program", [LOOK, BARE_LOOK], ids=["pynvml", "without"])
+def test_the_monitor_reads_every_gauge(libraries: Path, node: Path, program: str) -> None:
+    write(node / f"run/lab/ecc/{SLOT}", "2")
+    write(node / f"run/lab/pending/{SLOT}", "1")
+    write(node / f"run/lab/slowed/{SLOT}", str(0x40 | 0x80))
+    answer = ask(program, libraries, node)
+    card = {
+        "pci": SLOT, "uuid": uuid_of_the_kernel(SLOT), "temperature_c": 37, "memory_used_mib": 448,
+        "memory_mib": 15360, "power_w": 9.3, "ecc_uncorrected": 2, "pages_pending": True,
+        "slowed": ["hardware thermal slowdown", "power brake"], "persistence": False,
+    }  # fmt: skip
+    assert answer == {"error": 0, "lost": {}, "cards": [card]}
+
+
+@pytest.mark.parametrize("program", [LOOK, BARE_LOOK], ids=["pynvml", "without"])
+def test_the_monitor_sees_a_card_that_is_lost(libraries: Path, node: Path, program: str) -> None:
+    write(node / f"run/lab/faults/{SLOT}", "lost")
+    answer = ask(program, libraries, node)
+    assert answer == {"error": 0, "lost": {"0": "GPU is lost"}, "cards": []}
+
+
 def test_without_pynvml_trouble_is_told_in_the_same_way(libraries: Path, node: Path) -> None:
     write(node / "sys/module/nvidia/version", "550.163.01")
     answer, other = ask(BARE, libraries, node), ask(PROBE, libraries, node)
