@@ -296,7 +296,7 @@ def unfinished(host: Host) -> Waiting | None:
         return waiting
     if not rke2.has_unit(host):
         return Waiting("Rancher has not installed RKE2 yet", NO_PLAN)
-    if not systemd.unit(host, rke2.AGENT).enabled:
+    if not systemd.enabled(host, rke2.AGENT):
         return Waiting("Rancher has not enabled rke2-agent yet", NO_PLAN)
     return None
 

@@ -116,7 +116,7 @@ class Rke2Installed:
     files: ClassVar[tuple[str, ...]] = (release.TARBALL,)  # what of a release it takes
 
     def check(self, host: Host) -> Finding:
-        if systemd.unit(host, "rke2-server.service").enabled:
+        if systemd.enabled(host, "rke2-server.service"):
             raise GpubootError(SERVER_HERE, "rke2-server is enabled on this node")
         found = installed_version(host)
         if found is None or not has_unit(host):
@@ -212,7 +212,7 @@ class AgentStarted:
         unit = systemd.unit(host, AGENT)
         if not host.exists(GATE):
             return Pending("the gate is closed")
-        if not unit.enabled:
+        if not systemd.enabled(host, AGENT):
             return Pending("rke2-agent is not enabled")
         if not unit.live and not unit.job:
             return Pending(f"rke2-agent is {unit.active or 'not there'}")
@@ -224,7 +224,7 @@ class AgentStarted:
         start(host)
 
     def enables(self, host: Host) -> Sequence[str]:
-        return () if systemd.unit(host, AGENT).enabled else (AGENT,)
+        return () if systemd.enabled(host, AGENT) else (AGENT,)
 
 
 def open_gate(host: Host) -> None:

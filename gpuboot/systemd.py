@@ -20,7 +20,6 @@ class Unit:
     load: str
     active: str
     sub: str
-    file_state: str  # enabled, disabled, static …; empty if there is no unit file
     job: bool
     restarts: int
     condition: bool
@@ -34,12 +33,8 @@ class Unit:
         """It runs, or is on its way up or down."""
         return self.active in LIVE
 
-    @property
-    def enabled(self) -> bool:
-        return self.file_state.startswith("enabled")
 
-
-_PROPERTIES = "LoadState,ActiveState,SubState,UnitFileState,Job,NRestarts,ConditionResult"
+_PROPERTIES = "LoadState,ActiveState,SubState,Job,NRestarts,ConditionResult"
 
 
 def unit(host: Host, name: str) -> Unit:
@@ -50,11 +45,19 @@ def unit(host: Host, name: str) -> Unit:
         load=values.get("LoadState", ""),
         active=values.get("ActiveState", ""),
         sub=values.get("SubState", ""),
-        file_state=values.get("UnitFileState", ""),
         job=values.get("Job", "0") not in ("", "0"),
         restarts=int(values.get("NRestarts") or 0),
         condition=values.get("ConditionResult") == "yes",
     )
+
+
+def enabled(host: Host, name: str) -> bool:
+    """Whether a unit is enabled, by the files as they are now.
+
+    What `systemctl show` tells of that is as old as the last daemon-reload, wherever another unit
+    that is loaded names this one (systemd's manager.h: unit_file_state_outdated).
+    """
+    return host.run(["systemctl", "is-enabled", name], timeout=30).out.startswith("enabled")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _restart(host: Host) -> None:
     except GpubootError as error:
         if error.code is not COMMAND_TIMEOUT:
             raise
-    if systemd.unit(host, WATCH).enabled:
+    if systemd.enabled(host, WATCH):
         host.run(["systemctl", "start", "--no-block", WATCH])
 
 

@@ -426,6 +426,9 @@ class Machine:
             self.put("/var/run/cdi/nvidia.yaml", "nvidia.com/gpu=all\nnvidia.com/gpu=0\n")
         elif verb == "reboot":
             self.rebooting = True
+        elif verb == "is-enabled":
+            link = self.path(f"/etc/systemd/system/multi-user.target.wants/{unit}")
+            return Result(0, "enabled\n") if link.is_symlink() else Result(1, "disabled\n")
         elif verb == "is-active":
             return Result(0, "active" if unit in self.active else "inactive")
         return Result(0)
@@ -434,11 +437,10 @@ class Machine:
         exists = unit in ("gpuboot.service", "nvidia-cdi-refresh.service", *self.active) or bool(
             self.text(f"/usr/local/lib/systemd/system/{unit}")
         )
-        enabled = self.path(f"/etc/systemd/system/multi-user.target.wants/{unit}").is_symlink()
         return (
             f"LoadState={'loaded' if exists else 'not-found'}\n"
             f"ActiveState={'active' if unit in self.active else 'inactive'}\n"
-            f"UnitFileState={'enabled' if enabled else ''}\nJob=0\nNRestarts=0\n"
+            "Job=0\nNRestarts=0\n"
         )
 
     def _start_agent(self, *, by_hand: bool = False) -> None:

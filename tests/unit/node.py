@@ -134,10 +134,12 @@ class Node:
         told = "".join(f"{key}={value}\n" for key, value in {**usual, **properties}.items())
         for asked in (SHOWN, STARTED):
             self.answers[f"systemctl show --property {asked} {name}"] = told
+        state = {**usual, **properties}["UnitFileState"]
+        self.answers[f"systemctl is-enabled {name}"] = Result(state != "enabled", f"{state}\n")
 
 
 STARTED = "InvocationID,MainPID,ExecMainStartTimestampMonotonic"
-SHOWN = "LoadState,ActiveState,SubState,UnitFileState,Job,NRestarts,ConditionResult"
+SHOWN = "LoadState,ActiveState,SubState,Job,NRestarts,ConditionResult"
 ABSENT = {"LoadState": "not-found", "UnitFileState": ""}
 
 
