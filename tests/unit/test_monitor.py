@@ -396,11 +396,11 @@ def test_a_configuration_that_was_changed_is_taken_while_the_monitor_is_at_work(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched.looks(1)
-    watched.node.put("/etc/gpuboot/config.yaml", "monitor: {intervall: 3s}\n", mode=0o600)
+    watched.node.put("/etc/gpuboot/config.yaml", "monitor: {interval2: 3s}\n", mode=0o600)
     watched.looks(2 * monitor.SURROUNDINGS)
     told = [text for text in caplog.messages if text.startswith("the configuration is not taken")]
     assert len(told) == 1
-    assert "intervall" in told[0]
+    assert "interval2" in told[0]
     watched.node.put("/etc/gpuboot/config.yaml", CONFIG + "\n", mode=0o600)
     text = CONFIG.replace("monitor: {", "monitor: {interval: 3s, ")
     watched.node.put("/etc/gpuboot/config.yaml", text, mode=0o600)
