@@ -42,9 +42,11 @@ def publish(host: Host) -> str:
     name = dropin.registered_name(host, data)
     if name is None:
         raise GpubootError(apiserver.NOT_JOINED, "this node is not registered", retry=True)
-    before = news.read(host, news.NODE).get("told", "")
+    last = news.read(host, news.NODE)
+    before = last.get("told", "")
     if not kubernetes.kubelet_answers(host):
-        _remember(host, {"name": name, "lacks": [], "told": before, "kubelet": False})
+        # What the Node lacked last stays: it cannot be seen now.
+        _remember(host, {"name": name, "lacks": [], **last, "kubelet": False})
         raise GpubootError(apiserver.NOT_JOINED, "the kubelet does not answer", retry=True)
     server = apiserver.connect(host, data)
     node = server.node(host, name)

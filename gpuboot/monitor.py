@@ -96,7 +96,7 @@ class Monitor:
             if self.looks:
                 self._reread()
             around = self._surroundings(standing)
-            self._around |= around.keys()
+            self._around = frozenset((*around, *news.CHECKS))
             signs |= around
         self.looks += 1
         # Not at once: what a library that is being replaced says for a moment is no reason yet.

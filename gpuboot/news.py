@@ -21,6 +21,7 @@ FILE = "/run/gpuboot/condition.json"  # what there is to say, whenever it is new
 NODE = "/run/gpuboot/node.json"  # what kubelet and Node looked like, when they were looked at last
 # Where Node Feature Discovery looks for features of a host (its source "local").
 FEATURES = "/etc/kubernetes/node-feature-discovery/features.d"
+CHECKS = ("kubelet", "node")  # that wait, and are not over, while nobody can look
 LONGEST = 1000  # characters of an Event's note (events.k8s.io: 1 kB)
 OLD = 1800.0  # seconds after which a look at the Node says nothing any more; the timer has five min
 

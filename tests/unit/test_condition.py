@@ -200,6 +200,16 @@ def test_a_kubelet_that_is_silent_is_a_sign_and_asked_again(cluster: Cluster) ->
     assert cluster.signs()["kubelet"] == health.FINE
 
 
+def test_a_silent_kubelet_ends_no_other_fault(cluster: Cluster) -> None:
+    cluster.taints.clear()
+    cluster.publish(FINE)
+    assert cluster.signs()["node"].state == "bad"
+    cluster.node.web.pages[HEALTHZ] = Answer(500, b"")
+    with pytest.raises(GpubootError):
+        cluster.publish(None)
+    assert cluster.signs()["node"].state == "bad"
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"boottime": 1}', '{"boottime": "x"}'])
 def test_a_look_at_the_node_that_is_damaged_is_none(cluster: Cluster, text: str) -> None:
     cluster.node.put(news.NODE, text)
